@@ -1,0 +1,612 @@
+/*
+ * heap/manager.c - a small reentrant heap: pool, table, cache, and malloc behind them
+ *
+ *     size <= block_size   pool (mem/pool.h) ---- exhausted ----.
+ *     size <  large_size   ------------------------------------ malloc, known to the table (mem/table.h)
+ *     size >= large_size   cache (mem/cache.h) -- nothing fits -- the system's pages, known to the table
+ *
+ * Every byte is zeroed before it is freed, by the manager, whatever the way: so blocks of the pool, cached large blocks and
+ * fresh pages are zero when handed out, and only a fallback block needs clearing for calloc.
+ *
+ * A table entry's value packs what is known of a block that is not in the pool:
+ *
+ *     63      36 35              2 1  0
+ *     |  room   |      slack      | kind |      room: 16-byte units (fallback) or 4 KiB units (large); size = room - slack
+ *
+ * Invariants: requested = the sum of the sizes of live blocks <= limit; a live block is in the pool or in the table, never
+ * in both; nothing that is free holds a byte of what was in it.
+ * Thread rule: one thread, or any with FA_LOCKED. No system call, no wipe of a large block, and no malloc happens inside
+ * the lock, but for growth of the table. Cost: O(1); pool blocks a dozen instructions and a wipe of block_size bytes.
+ */
+#include "manager.h"
+
+#include "mem/cache.h"
+#include "mem/lock.h"
+#include "mem/pool.h"
+#include "mem/table.h"
+#include "mem/wipe.h"
+#include "report.h"
+
+#include <string.h>
+
+/* Large blocks come in an eighth of a power of two, so that a slightly different size finds them in the cache. */
+#define LARGE_STEPS_LOG2 3
+/* What 28 bits of 4 KiB units can say. */
+#define MAX_LARGE (((uint64_t)1 << 40) - ((uint64_t)1 << 37))
+#define MAX_LARGE_SIZE ((size_t)1 << 30) /* option large_size: room in 28 bits of 16 B */
+#define HUGE_PAGE ((size_t)2 << 20)
+
+enum block_kind { FALLBACK, LARGE };
+
+struct fa_manager {
+    fa_pool pool;
+    fa_lock lock;
+    bool locked;
+    bool closed;
+    size_t large_size;
+    uint64_t limit;
+    uint64_t requested, used, peak;
+    uint64_t live, allocated;
+    uint64_t pool_live;
+    const fa_os *os;
+    fa_table table;
+    uint64_t fallbacks, large, cache_hits, moved, failures;
+    uint64_t large_bytes; /* mapped by live large blocks */
+    fa_reporter reporter;
+    fa_cache cache;
+    size_t mapped; /* bytes of this struct's own mapping */
+};
+
+static void lock(const fa_manager *manager) {
+    if (manager->locked) fa_lock_take((fa_lock *)(uintptr_t)&manager->lock, manager->os);
+}
+
+static void unlock(const fa_manager *manager) {
+    if (manager->locked) fa_lock_give((fa_lock *)(uintptr_t)&manager->lock);
+}
+
+/* ---- accounts: the lock is held --------------------------------------------------------------------------------- */
+
+/* `credit` is what the block that is being moved gives back when it has: until then both places count. */
+static bool allowed(const fa_manager *manager, size_t more, size_t credit) {
+    uint64_t asked = manager->requested - credit;
+    return !manager->closed && asked <= manager->limit && more <= manager->limit - asked;
+}
+
+static void enter(fa_manager *manager, size_t size, size_t room) {
+    manager->requested += size;
+    manager->used += room;
+    if (manager->used > manager->peak) manager->peak = manager->used;
+    manager->live++;
+    manager->allocated++;
+}
+
+static void leave(fa_manager *manager, size_t size, size_t room) {
+    manager->requested -= size;
+    manager->used -= room;
+    manager->live--;
+}
+
+static void enter_pool(fa_manager *manager, size_t size) {
+    manager->pool_live++;
+    enter(manager, size, manager->pool.block_size);
+}
+
+static void leave_pool(fa_manager *manager, uint32_t index) {
+    manager->pool_live--;
+    leave(manager, fa_pool_size(&manager->pool, index), manager->pool.block_size);
+}
+
+/* ---- the hot path: the pool -------------------------------------------------------------------------------------- */
+
+static void *alloc_slow(fa_manager *manager, size_t alignment, size_t size, bool zeroed, size_t credit);
+static fa_status free_slow(fa_manager *manager, void *block);
+
+/* A pool block, or null; the lock is held. */
+static inline void *pool_alloc(fa_manager *manager, size_t size, size_t credit) {
+    if (FA_UNLIKELY(size > manager->pool.block_size || !allowed(manager, size, credit))) return NULL;
+    void *block = fa_pool_take(&manager->pool, size);
+    if (FA_LIKELY(block != NULL)) enter_pool(manager, size);
+    return block;
+}
+
+FA_HOT void *fa_malloc(fa_manager *manager, size_t size) {
+    lock(manager);
+    void *block = pool_alloc(manager, size, 0);
+    unlock(manager);
+    return FA_LIKELY(block != NULL) ? block : alloc_slow(manager, FA_MIN_ALIGNMENT, size, false, 0);
+}
+
+FA_HOT fa_status fa_manager_try_free(fa_manager *manager, void *block) {
+    if (FA_UNLIKELY(!fa_pool_owns(&manager->pool, block))) return free_slow(manager, block);
+    uint32_t index;
+    fa_status status = FA_ERR_CORRUPT;
+    lock(manager);
+    if (FA_LIKELY(fa_pool_index(&manager->pool, block, &index) && fa_pool_is_live(&manager->pool, index))) {
+        leave_pool(manager, index);
+        fa_pool_give(&manager->pool, index);
+        status = FA_OK;
+    }
+    unlock(manager);
+    return status;
+}
+
+void fa_free(fa_manager *manager, void *block) {
+    if (block == NULL) return;
+    fa_status status = fa_manager_try_free(manager, block);
+    if (FA_UNLIKELY(status != FA_OK)) fa_report(&manager->reporter, status, block);
+}
+
+/* ---- creation ---------------------------------------------------------------------------------------------------- */
+
+void fa_manager_options_init(fa_manager_options *options) {
+    *options = (fa_manager_options){
+        .struct_size = sizeof *options,
+        .block_size = 128,
+        .pool_blocks = 8192,
+        .large_size = (size_t)64 << 10,
+        .cache_limit = (size_t)64 << 20,
+        .cache_age = 10000,
+    };
+}
+
+static bool options_are_valid(const fa_manager_options *options) {
+    if (options->struct_size != sizeof *options || (options->flags & ~(unsigned)FA_LOCKED) != 0) return false;
+    if (options->block_size == 0 || options->block_size % 16 != 0 || options->block_size > FA_POOL_MAX_BLOCK)
+        return false;
+    return options->large_size > options->block_size && options->large_size <= MAX_LARGE_SIZE;
+}
+
+fa_manager *fa_manager_create(const fa_manager_options *options, fa_status *status) {
+    fa_manager_options defaults;
+    fa_status ignored;
+    if (status == NULL) status = &ignored;
+    if (options == NULL) {
+        fa_manager_options_init(&defaults);
+        options = &defaults;
+    }
+    *status = FA_ERR_INVALID;
+    if (!options_are_valid(options)) return NULL;
+
+    const fa_os *os = options->os != NULL ? options->os : fa_os_platform();
+    fa_pool pool;
+    *status = fa_pool_create(&pool, os, options->block_size, options->pool_blocks);
+    if (*status != FA_OK) return NULL;
+    size_t mapped = 0;
+    void *memory = NULL;
+    *status = FA_ERR_NOMEM;
+    if (fa_align_up(sizeof(fa_manager), os->page_size(), &mapped) && os->reserve(mapped, os->page_size(), &memory) == 0) {
+        if (os->commit(memory, mapped) == 0) *status = FA_OK;
+        else (void)os->release(memory, mapped);
+    }
+    if (*status != FA_OK) {
+        fa_pool_destroy(&pool, os);
+        return NULL;
+    }
+    fa_manager *manager = memory;
+    manager->pool = pool;
+    manager->locked = (options->flags & FA_LOCKED) != 0;
+    manager->large_size = options->large_size;
+    manager->limit = options->limit != 0 ? options->limit : UINT64_MAX;
+    manager->os = os;
+    manager->mapped = mapped;
+    manager->cache.limit = options->cache_limit;
+    manager->cache.age = options->cache_age;
+    fa_table_init(&manager->table);
+    manager->reporter = (fa_reporter){.os = os,
+                                      .handler = options->on_corruption,
+                                      .context = options->corruption_context,
+                                      .heap = "manager",
+                                      .name = ""};
+    return manager;
+}
+
+/* ---- blocks outside the pool ------------------------------------------------------------------------------------- */
+
+typedef struct outside {
+    enum block_kind kind;
+    size_t room;
+    size_t size;
+} outside;
+
+#define KIND_BITS 2
+#define SLACK_BITS 34
+#define FALLBACK_UNIT_LOG2 4
+#define LARGE_UNIT_LOG2 12
+
+static uint64_t pack(outside block) {
+    unsigned unit = block.kind == LARGE ? LARGE_UNIT_LOG2 : FALLBACK_UNIT_LOG2;
+    uint64_t room = (uint64_t)block.room >> unit, slack = block.room - block.size;
+    return room << (SLACK_BITS + KIND_BITS) | slack << KIND_BITS | (uint64_t)block.kind;
+}
+
+static outside unpack(uint64_t value) {
+    outside block = {.kind = (enum block_kind)(value & ((1U << KIND_BITS) - 1))};
+    unsigned unit = block.kind == LARGE ? LARGE_UNIT_LOG2 : FALLBACK_UNIT_LOG2;
+    block.room = (size_t)(value >> (SLACK_BITS + KIND_BITS) << unit);
+    block.size = block.room - (size_t)(value >> KIND_BITS & ((UINT64_C(1) << SLACK_BITS) - 1));
+    return block;
+}
+
+/* The room a large block of `size` bytes gets, or 0 if there can be none. */
+static size_t large_room(const fa_manager *manager, size_t size) {
+    if (size > MAX_LARGE || size > SIZE_MAX / 2) return 0;
+    size_t step = (size_t)1 << (fa_log2(fa_max(size, 2) - 1) - LARGE_STEPS_LOG2);
+    size_t unit = fa_max(fa_max(step, manager->os->page_size()), (size_t)1 << LARGE_UNIT_LOG2), room;
+    return fa_align_up(size, unit, &room) ? room : 0;
+}
+
+/* The room a fallback block of `size` bytes gets: never 0, so every block is distinct. */
+static size_t fallback_room(size_t size) {
+    size_t room;
+    return fa_align_up(fa_max(size, 1), (size_t)1 << FALLBACK_UNIT_LOG2, &room) ? room : 0;
+}
+
+static void release_evicted(const fa_manager *manager, const fa_evicted *evicted) {
+    for (uint32_t i = 0; i < evicted->count; i++)
+        (void)manager->os->release(evicted->entry[i].address, evicted->entry[i].size);
+}
+
+/* Zero pages from the system. */
+static void *map_large(const fa_manager *manager, size_t alignment, size_t room) {
+    const fa_os *os = manager->os;
+    void *block;
+    if (room >= HUGE_PAGE) alignment = fa_max(alignment, HUGE_PAGE);
+    if (os->reserve(room, fa_max(alignment, os->page_size()), &block) != 0) return NULL;
+    if (os->commit(block, room) != 0) {
+        (void)os->release(block, room);
+        return NULL;
+    }
+    if (room >= HUGE_PAGE) (void)os->advise_huge(block, fa_align_down(room, HUGE_PAGE)); /* a hint, and no promise */
+    return block;
+}
+
+static void *alloc_large(fa_manager *manager, size_t alignment, size_t size, size_t credit) {
+    size_t room = large_room(manager, size);
+    if (room == 0) return NULL;
+    fa_cached cached = {.address = NULL, .size = room};
+    lock(manager);
+    bool may = allowed(manager, size, credit);
+    bool hit = may && fa_cache_take(&manager->cache, room, alignment, &cached);
+    unlock(manager);
+    if (!hit && may) cached.address = map_large(manager, alignment, room);
+    if (cached.address == NULL) return NULL;
+
+    outside block = {.kind = LARGE, .room = cached.size, .size = size};
+    lock(manager);
+    bool entered = allowed(manager, size, credit) && fa_table_insert(&manager->table, manager->os, cached.address, pack(block));
+    if (entered) {
+        enter(manager, size, block.room);
+        manager->large_bytes += block.room;
+        manager->large++;
+        manager->cache_hits += hit;
+    }
+    unlock(manager);
+    if (entered) return cached.address;
+    (void)manager->os->release(cached.address, cached.size);
+    return NULL;
+}
+
+static void *alloc_fallback(fa_manager *manager, size_t alignment, size_t size, bool zeroed, size_t credit) {
+    outside block = {.kind = FALLBACK, .room = fallback_room(size), .size = size};
+    lock(manager);
+    bool may = allowed(manager, size, credit);
+    unlock(manager);
+    void *memory = may ? manager->os->heap_alloc(block.room, alignment) : NULL;
+    if (memory == NULL) return NULL;
+    if (zeroed) memset(memory, 0, size);
+    lock(manager);
+    bool entered = allowed(manager, size, credit) && fa_table_insert(&manager->table, manager->os, memory, pack(block));
+    if (entered) {
+        enter(manager, size, block.room);
+        manager->fallbacks++;
+    }
+    unlock(manager);
+    if (entered) return memory;
+    manager->os->heap_free(memory);
+    return NULL;
+}
+
+/* Pool blocks start at multiples of the block size from a page. */
+static bool pool_has_alignment(const fa_manager *manager, size_t alignment) {
+    return (manager->pool.block_size & (alignment - 1)) == 0 && alignment <= (size_t)4096;
+}
+
+FA_COLD static void *alloc_slow(fa_manager *manager, size_t alignment, size_t size, bool zeroed, size_t credit) {
+    void *block = NULL;
+    if (size <= manager->pool.block_size && pool_has_alignment(manager, alignment)) {
+        lock(manager);
+        block = pool_alloc(manager, size, credit);
+        unlock(manager);
+    }
+    if (block == NULL && size < manager->large_size) block = alloc_fallback(manager, alignment, size, zeroed, credit);
+    else if (block == NULL) block = alloc_large(manager, alignment, size, credit);
+    if (block == NULL) {
+        lock(manager);
+        manager->failures++;
+        unlock(manager);
+    }
+    return block;
+}
+
+/* Gives the memory of a block that is in no table any more back, zeroed: outside the lock. */
+static void retire(fa_manager *manager, void *address, outside block) {
+    if (block.kind == FALLBACK) {
+        fa_secure_zero(address, block.room);
+        manager->os->heap_free(address);
+        return;
+    }
+    fa_secure_zero(address, block.size); /* what lies above the size was never the user's: it is zero */
+    fa_evicted evicted;
+    evicted.count = 0;
+    uint64_t now = manager->os->milliseconds();
+    lock(manager);
+    fa_cache_put(&manager->cache, address, block.room, now, &evicted);
+    unlock(manager);
+    release_evicted(manager, &evicted);
+}
+
+FA_COLD static fa_status free_slow(fa_manager *manager, void *address) {
+    lock(manager);
+    fa_slot *slot = fa_table_find(&manager->table, address);
+    outside block = {0};
+    if (slot != NULL) {
+        block = unpack(slot->value);
+        fa_table_remove(&manager->table, slot);
+        leave(manager, block.size, block.room);
+        if (block.kind == LARGE) manager->large_bytes -= block.room;
+    }
+    unlock(manager);
+    if (slot == NULL) return FA_ERR_FOREIGN;
+    retire(manager, address, block);
+    return FA_OK;
+}
+
+/* ---- the other ways in ------------------------------------------------------------------------------------------- */
+
+void *fa_manager_alloc_zeroed(fa_manager *manager, size_t alignment, size_t size) {
+    if (!fa_is_power_of_two(alignment) || alignment > FA_MAX_ALIGNMENT) return NULL;
+    return alloc_slow(manager, fa_max(alignment, FA_MIN_ALIGNMENT), size, true, 0);
+}
+
+void *fa_calloc(fa_manager *manager, size_t count, size_t size) {
+    if (size != 0 && count > SIZE_MAX / size) return alloc_slow(manager, FA_MIN_ALIGNMENT, SIZE_MAX, true, 0);
+    return alloc_slow(manager, FA_MIN_ALIGNMENT, count * size, true, 0);
+}
+
+void *fa_aligned_alloc(fa_manager *manager, size_t alignment, size_t size) {
+    if (!fa_is_power_of_two(alignment) || alignment > FA_MAX_ALIGNMENT) return NULL;
+    return alloc_slow(manager, fa_max(alignment, FA_MIN_ALIGNMENT), size, false, 0);
+}
+
+/* What is known of a live block; FA_ERR_CORRUPT or FA_ERR_FOREIGN if it is not one. The lock is held. */
+static fa_status look_up(const fa_manager *manager, const void *address, outside *block) {
+    if (fa_pool_owns(&manager->pool, address)) {
+        uint32_t index;
+        if (!fa_pool_index(&manager->pool, address, &index) || !fa_pool_is_live(&manager->pool, index))
+            return FA_ERR_CORRUPT;
+        *block = (outside){.room = manager->pool.block_size, .size = fa_pool_size(&manager->pool, index)};
+        return FA_OK;
+    }
+    const fa_slot *slot = fa_table_find(&manager->table, address);
+    if (slot == NULL) return FA_ERR_FOREIGN;
+    *block = unpack(slot->value);
+    return FA_OK;
+}
+
+/* Whether a block of this room should stay where it is with another size. */
+static bool stays(const fa_manager *manager, const void *address, outside block, size_t size) {
+    if (fa_pool_owns(&manager->pool, address)) return size <= manager->pool.block_size;
+    if (block.kind == LARGE) return size >= manager->large_size && large_room(manager, size) == block.room;
+    return size > manager->pool.block_size && fallback_room(size) == block.room;
+}
+
+/* Changes the size of a block in place; the lock is held. What is cut off becomes zero. */
+static void set_size(fa_manager *manager, void *address, outside block, size_t size) {
+    if (size < block.size) fa_secure_zero((unsigned char *)address + size, block.size - size);
+    manager->requested = manager->requested - block.size + size;
+    if (fa_pool_owns(&manager->pool, address)) {
+        uint32_t index;
+        if (fa_pool_index(&manager->pool, address, &index)) manager->pool.size_plus_1[index] = (uint16_t)(size + 1);
+        return;
+    }
+    block.size = size;
+    fa_table_find(&manager->table, address)->value = pack(block);
+}
+
+/* A large block grows or shrinks to another large room by moving its pages: the table forgets it meanwhile. */
+static void *move_pages(fa_manager *manager, void *address, outside block, size_t size) {
+    outside now = {.kind = LARGE, .room = large_room(manager, size), .size = size};
+    lock(manager);
+    fa_slot *slot = fa_table_find(&manager->table, address);
+    bool may = now.room != 0 && slot != NULL && allowed(manager, size, block.size);
+    if (may) fa_table_remove(&manager->table, slot);
+    unlock(manager);
+    if (!may) return NULL;
+
+    void *moved = address;
+    if (size < block.size) fa_secure_zero((unsigned char *)address + size, block.size - size);
+    bool done = manager->os->remap(address, block.room, now.room, &moved) == 0;
+    if (!done) now.room = block.room;
+    if (!done && size > block.size) now.size = block.size;
+    lock(manager);
+    /* Cannot fail: there was a slot for the old address, and a table never shrinks. */
+    bool entered = fa_table_insert(&manager->table, manager->os, moved, pack(now));
+    FA_ASSERT(entered);
+    (void)entered;
+    manager->requested = manager->requested - block.size + now.size;
+    manager->used = manager->used - block.room + now.room;
+    manager->large_bytes = manager->large_bytes - block.room + now.room;
+    if (manager->used > manager->peak) manager->peak = manager->used;
+    manager->moved += done;
+    unlock(manager);
+    return now.size == size ? moved : NULL;
+}
+
+void *fa_manager_try_realloc(fa_manager *manager, void *address, size_t alignment, size_t size, fa_status *status) {
+    outside block = {0};
+    *status = FA_ERR_INVALID;
+    if (!fa_is_power_of_two(alignment) || alignment > FA_MAX_ALIGNMENT) return NULL;
+    alignment = fa_max(alignment, FA_MIN_ALIGNMENT);
+    lock(manager);
+    *status = look_up(manager, address, &block);
+    bool in_place = *status == FA_OK && stays(manager, address, block, size) && !manager->closed &&
+                    ((uintptr_t)address & (alignment - 1)) == 0 &&
+                    allowed(manager, size, block.size);
+    if (in_place) set_size(manager, address, block, size);
+    bool large = *status == FA_OK && block.kind == LARGE;
+    unlock(manager);
+    if (*status != FA_OK) return NULL;
+    if (in_place) return address;
+    if (large && size >= manager->large_size && alignment <= manager->os->page_size()) {
+        void *moved = move_pages(manager, address, block, size);
+        if (moved != NULL) return moved;
+    }
+    void *moved = alloc_slow(manager, alignment, size, false, block.size);
+    if (moved == NULL && size < block.size && ((uintptr_t)address & (alignment - 1)) == 0) {
+        /* Shrinking never fails: the block keeps its place and its room. */
+        lock(manager);
+        set_size(manager, address, block, size);
+        unlock(manager);
+        return address;
+    }
+    if (moved == NULL) {
+        *status = FA_ERR_NOMEM;
+        return NULL;
+    }
+    memcpy(moved, address, fa_min(size, block.size));
+    *status = fa_manager_try_free(manager, address);
+    return moved;
+}
+
+void *fa_realloc(fa_manager *manager, void *block, size_t size) {
+    if (block == NULL) return fa_malloc(manager, size);
+    if (size == 0) {
+        fa_free(manager, block);
+        return NULL;
+    }
+    fa_status status;
+    void *moved = fa_manager_try_realloc(manager, block, FA_MIN_ALIGNMENT, size, &status);
+    if (status == FA_ERR_CORRUPT || status == FA_ERR_FOREIGN) fa_report(&manager->reporter, status, block);
+    return moved;
+}
+
+/* ---- looking, trimming, ending ----------------------------------------------------------------------------------- */
+
+size_t fa_usable_size(const fa_manager *manager, const void *block) {
+    outside found = {0};
+    lock(manager);
+    bool live = look_up(manager, block, &found) == FA_OK;
+    bool pooled = live && fa_pool_owns(&manager->pool, block);
+    unlock(manager);
+    if (!live) return 0;
+    /* Above its size a large block is promised to be zero, so only what was asked for may be used. */
+    return pooled || found.kind == FALLBACK ? found.room : found.size;
+}
+
+bool fa_owns(const fa_manager *manager, const void *pointer) {
+    outside found;
+    lock(manager);
+    bool live = look_up(manager, pointer, &found) == FA_OK;
+    unlock(manager);
+    return live;
+}
+
+fa_status fa_manager_trim(fa_manager *manager, size_t keep) {
+    fa_evicted evicted;
+    evicted.count = 0;
+    uint64_t now = manager->os->milliseconds();
+    lock(manager);
+    fa_cache_purge(&manager->cache, now, keep, &evicted);
+    unlock(manager);
+    release_evicted(manager, &evicted);
+    return FA_OK;
+}
+
+fa_status fa_manager_get_stats(const fa_manager *manager, fa_manager_stats *stats) {
+    lock(manager);
+    uint64_t touched = (uint64_t)manager->pool.used * manager->pool.block_size;
+    *stats = (fa_manager_stats){
+        .requested = manager->requested,
+        .used = manager->used,
+        .reserved = manager->pool.mapped + manager->large_bytes + manager->cache.bytes + manager->table.mapped,
+        .resident = touched + manager->large_bytes + manager->cache.bytes,
+        .cached = manager->cache.bytes,
+        .peak = manager->peak,
+        .live = manager->live,
+        .allocated = manager->allocated,
+        .freed = manager->allocated - manager->live,
+        .pool_blocks = manager->pool.count,
+        .pool_live = manager->pool_live,
+        .fallbacks = manager->fallbacks,
+        .large = manager->large,
+        .cache_hits = manager->cache_hits,
+        .moved = manager->moved,
+        .failures = manager->failures,
+    };
+    unlock(manager);
+    return FA_OK;
+}
+
+void fa_manager_close(fa_manager *manager) {
+    lock(manager);
+    manager->closed = true;
+    unlock(manager);
+}
+
+uint64_t fa_manager_restart_peak(fa_manager *manager, uint64_t *used_now) {
+    lock(manager);
+    uint64_t peak = manager->peak;
+    *used_now = manager->peak = manager->used;
+    unlock(manager);
+    return peak;
+}
+
+void fa_manager_destroy(fa_manager *manager) {
+    if (manager == NULL) return;
+    const fa_os *os = manager->os;
+    size_t position = 0;
+    for (fa_slot *slot = fa_table_next(&manager->table, &position); slot != NULL;
+         slot = fa_table_next(&manager->table, &position)) {
+        outside block = unpack(slot->value);
+        fa_secure_zero((void *)slot->address, block.kind == LARGE ? block.size : block.room);
+        if (block.kind == LARGE) (void)os->release((void *)slot->address, block.room);
+        else os->heap_free((void *)slot->address);
+    }
+    for (uint32_t i = 0; i < manager->cache.count; i++)
+        (void)os->release(manager->cache.entry[i].address, manager->cache.entry[i].size);
+    fa_table_destroy(&manager->table, os);
+    fa_pool_destroy(&manager->pool, os);
+    (void)os->release(manager, manager->mapped);
+}
+
+void fa_manager_fork_prepare(fa_manager *manager) { lock(manager); }
+void fa_manager_fork_parent(fa_manager *manager) { unlock(manager); }
+void fa_manager_fork_child(fa_manager *manager) { unlock(manager); }
+
+bool fa_manager_is_valid(const fa_manager *manager) {
+    lock(manager);
+    bool valid = fa_pool_is_valid(&manager->pool) && fa_table_is_valid(&manager->table) &&
+                 fa_cache_is_valid(&manager->cache);
+    uint64_t requested = 0, used = 0, live = 0, large = 0;
+    for (uint32_t index = 0; index < manager->pool.used; index++) {
+        if (!fa_pool_is_live(&manager->pool, index)) continue;
+        requested += fa_pool_size(&manager->pool, index);
+        live++;
+    }
+    valid = valid && live == manager->pool_live;
+    used = live * manager->pool.block_size;
+    size_t position = 0;
+    for (const fa_slot *slot = fa_table_next(&manager->table, &position); slot != NULL;
+         slot = fa_table_next(&manager->table, &position)) {
+        outside block = unpack(slot->value);
+        requested += block.size;
+        used += block.room;
+        large += block.kind == LARGE ? block.room : 0;
+        live++;
+    }
+    valid = valid && requested == manager->requested && used == manager->used && live == manager->live &&
+            large == manager->large_bytes && requested <= manager->limit && used <= manager->peak;
+    unlock(manager);
+    return valid;
+}

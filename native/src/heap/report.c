@@ -1,0 +1,52 @@
+/*
+ * heap/report.c - what happens when a program is found to be corrupt
+ *
+ *     "fastalloc: free of 0x7f0012345680, which is not a live block of arena 'witness'"
+ *
+ * Thread rule: any; state is on the stack. Cost: cold.
+ */
+#include "report.h"
+
+#include "mem/base.h"
+
+typedef struct message {
+    char line[160];
+    size_t length;
+} message;
+
+static void add(message *text, const char *words) {
+    while (*words != '\0' && text->length < sizeof text->line - 2) text->line[text->length++] = *words++;
+}
+
+static void add_hex(message *text, uintptr_t value) {
+    char digits[2 * sizeof value + 1];
+    size_t at = sizeof digits - 1;
+    digits[at] = '\0';
+    do {
+        digits[--at] = "0123456789abcdef"[value & 15];
+        value >>= 4;
+    } while (value != 0);
+    add(text, "0x");
+    add(text, &digits[at]);
+}
+
+FA_COLD void fa_report(const fa_reporter *reporter, fa_status status, const void *pointer) {
+    message text = {.length = 0};
+    add(&text, "fastalloc: free of ");
+    add_hex(&text, (uintptr_t)pointer);
+    add(&text, status == FA_ERR_FOREIGN ? ", which does not belong to " : ", which is not a live block of ");
+    add(&text, reporter->heap);
+    if (reporter->name[0] != '\0') {
+        add(&text, " '");
+        add(&text, reporter->name);
+        add(&text, "'");
+    }
+    if (reporter->handler != NULL) {
+        text.line[text.length] = '\0';
+        reporter->handler(reporter->context, text.line);
+        return;
+    }
+    text.line[text.length++] = '\n';
+    reporter->os->report(text.line, text.length);
+    reporter->os->abort();
+}

@@ -1,0 +1,24 @@
+/*
+ * heap/report.h - what happens when a program is found to be corrupt
+ *
+ * One line that names the fault, the address and the heap goes to the handler of the options, or to standard error,
+ * followed by abort. Nothing is allocated and no formatting library is called: the heap may be in any state.
+ */
+#ifndef FA_HEAP_REPORT_H
+#define FA_HEAP_REPORT_H
+
+#include "fastalloc.h"
+#include "os/os.h"
+
+typedef struct fa_reporter {
+    const fa_os *os;
+    fa_corruption_handler handler; /* null: report and abort */
+    void *context;
+    const char *heap;              /* "arena", "manager" */
+    const char *name;              /* of this one; may be empty */
+} fa_reporter;
+
+/* `status` is FA_ERR_CORRUPT (freed, interior) or FA_ERR_FOREIGN. Returns if the handler does. */
+void fa_report(const fa_reporter *reporter, fa_status status, const void *pointer);
+
+#endif

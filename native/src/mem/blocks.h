@@ -1,0 +1,115 @@
+/*
+ * mem/blocks.h - which granules of a region are blocks, which are free, and where the next block goes
+ *
+ *     granules   | live  | free | live |  free    | live ||  not used yet ...
+ *     entry[]     L . .   F  f   L      F . . f    L      ^ cursor
+ *
+ * Out of line: one 64-bit entry per granule says what starts (L, F) or ends (f) there. Blocks tile [0, cursor) without a
+ * gap, no two free ones are neighbours, and the one below the cursor is never free. So a freed block finds its neighbours in
+ * O(1), merges with them, and when the last live block goes the cursor is back at 0 without anybody counting.
+ * Free blocks hang in bins by size class (two-level segregated fit: Masmano, Ripoll, Crespo, Real, "TLSF: a new
+ * dynamic memory allocator for real-time systems", 2004).
+ *
+ * Levels: a mark opens a level at the cursor. Each level has its own bins and its own part of the granules; allocation
+ * takes from the top level only, free returns to the level of the address, merging stays inside a level. Dropping
+ * levels is then all that a rewind does.
+ *
+ * Invariants (fa_blocks_is_valid recounts them): the tiling above; every free block is in the bins of its level; `free`,
+ * `live` and `bytes` of each level are the sums over its blocks; bins of unused levels are empty.
+ * Thread rule: the owner's lock. Cost: O(1), the scan of a bin bounded by FA_BIN_SCAN.
+ */
+#ifndef FA_MEM_BLOCKS_H
+#define FA_MEM_BLOCKS_H
+
+#include "base.h"
+#include "fastalloc.h"
+
+/* Classes: eight steps to each power of two, so a block wastes at most 1/8 of a search; sizes up to 2^32 granules. */
+#define FA_BIN_STEPS_LOG2 3
+#define FA_BIN_STEPS (1U << FA_BIN_STEPS_LOG2)
+#define FA_BIN_ROWS (32U - FA_BIN_STEPS_LOG2 + 1)
+/* Entries of one bin looked at before the next larger class is taken. */
+#define FA_BIN_SCAN 16
+/* Nested marks and scopes; one costs a kilobyte of address space. */
+#define FA_MAX_LEVELS 256U
+
+typedef struct fa_bins {
+    uint32_t rows;                                /* bit r: some bin of row r holds something */
+    uint8_t steps[FA_BIN_ROWS];                   /* bit s: bin [r][s] holds something */
+    uint32_t first[FA_BIN_ROWS][FA_BIN_STEPS];    /* granule + 1 of the newest free block; 0: none */
+} fa_bins;
+
+typedef struct fa_level {
+    uint64_t serial;   /* unique in the arena's life; a mark is this and the position */
+    uint32_t position; /* granule where it begins */
+    bool scope;        /* opened by a scope: gone when it is left and its last block is freed */
+    bool left;         /* the scope was left and waits for its blocks */
+    uint64_t live;     /* blocks, fallback ones included */
+    uint64_t bytes;    /* that they asked for */
+    uint64_t free;     /* granules in the bins */
+    fa_bins bins;
+} fa_level;
+
+typedef struct fa_link {
+    uint32_t next, prev; /* granule + 1 of the neighbours in the bin; 0: none */
+} fa_link;
+
+typedef struct fa_blocks {
+    uint64_t *entry;     /* one for each granule; zero pages where nothing ever was */
+    fa_link *link;       /* meaningful where a free block starts */
+    fa_level *level;     /* FA_MAX_LEVELS of them; level[0] is the whole */
+    uint32_t granules;   /* capacity */
+    uint32_t cursor;
+    uint32_t depth;      /* of the top level */
+    uint32_t epoch;      /* entries of other epochs are of before a reset */
+    unsigned shift;      /* log2 of the granule in bytes */
+    size_t phase;        /* base address modulo the largest alignment, in granules */
+    uint64_t serial;     /* of the newest level */
+    uint64_t free;       /* granules in all bins */
+} fa_blocks;
+
+/* `entry`, `link` and `level` are zero memory of the sizes below; the base of the region is `base`. */
+void fa_blocks_init(fa_blocks *blocks, uint64_t *entry, fa_link *link, fa_level *level, size_t capacity,
+                    unsigned shift, const void *base);
+
+/* A live block of `granules`, aligned to `alignment` granules (a power of two), that was asked for with `size` bytes. */
+bool fa_blocks_take(fa_blocks *blocks, uint32_t granules, size_t alignment, size_t size, uint32_t *index);
+
+/* FA_ERR_CORRUPT unless a live block starts at the byte offset. */
+fa_status fa_blocks_check(const fa_blocks *blocks, size_t offset);
+
+/* Of a live block: its granules, and the bytes it was asked for with. */
+uint32_t fa_blocks_granules(const fa_blocks *blocks, uint32_t index);
+size_t fa_blocks_size(const fa_blocks *blocks, uint32_t index);
+
+/* Frees a live block. */
+void fa_blocks_give(fa_blocks *blocks, uint32_t index);
+
+/* Changes a live block where it stands: shrinking always can, growing takes free granules right above. */
+bool fa_blocks_resize(fa_blocks *blocks, uint32_t index, uint32_t granules, size_t size);
+
+/* The level in which the granule lies. */
+fa_level *fa_blocks_level_of(fa_blocks *blocks, uint32_t index);
+
+/* Opens a level at the cursor; null if there are FA_MAX_LEVELS. */
+fa_level *fa_blocks_push(fa_blocks *blocks, bool scope);
+
+/* The level of a mark, or null if it is stale. */
+fa_level *fa_blocks_find(const fa_blocks *blocks, fa_mark mark);
+
+/* Drops everything from `level` on, which stays open, empty. O(1) and the free blocks dropped. */
+void fa_blocks_drop(fa_blocks *blocks, fa_level *level);
+
+/* Removes the levels on top whose scopes were left and whose last block is gone. */
+void fa_blocks_pop_left(fa_blocks *blocks);
+
+/* Drops everything. O(levels); true if the epochs came round and the owner must make all entries zero now. */
+bool fa_blocks_reset(fa_blocks *blocks);
+
+/* Calls `visit` for every free block; for trim. O(free blocks). */
+void fa_blocks_each_free(const fa_blocks *blocks, void (*visit)(void *context, uint32_t index, uint32_t granules),
+                         void *context);
+
+bool fa_blocks_is_valid(const fa_blocks *blocks);
+
+#endif

@@ -1,0 +1,72 @@
+/*
+ * mem/bump.h - a cursor that many threads move without a lock
+ *
+ *     base | chunk of thread A | chunk of thread B | chunk of A |     not taken yet      | limit
+ *                   ^ A.cursor        ^ B.cursor                ^ bump.cursor
+ *
+ * A thread takes a chunk from the shared cursor with one compare-and-swap and bumps inside it with none. If its chunk is
+ * still the topmost one it is extended where it stands, so one thread alone sees one contiguous layout: the same
+ * sequence gives the same offsets. An epoch makes every chunk stale at once.
+ *
+ * Invariants: chunks of one epoch are disjoint; chunk.cursor <= chunk.end <= bump.cursor <= limit. Offsets and sizes are
+ * multiples of the granule, so no alignment is computed on the hot path. All sums are checked against what is left, which
+ * cannot wrap.
+ * Thread rule: a chunk belongs to one thread; bump.cursor to all; bump.epoch changes only when its owner says that nobody
+ * allocates. Cost: fa_bump_take is a compare and an addition; fa_bump_refill one compare-and-swap.
+ */
+#ifndef FA_MEM_BUMP_H
+#define FA_MEM_BUMP_H
+
+#include "base.h"
+
+#include <stdatomic.h>
+
+typedef struct fa_bump {
+    _Atomic size_t cursor;      /* offset of the first byte in no chunk */
+    _Atomic uintptr_t epoch;    /* chunks of other epochs are stale; never 0 */
+    size_t limit;               /* offset where the memory ends */
+    size_t chunk;               /* bytes that a refill takes beyond what is asked */
+} fa_bump;
+
+/* Written by its thread alone; the others may look, for statistics, so every access is a relaxed atomic: a plain move. */
+typedef struct fa_chunk {
+    _Atomic size_t cursor, end;  /* offsets; equal if nothing is left */
+    _Atomic uintptr_t epoch;     /* 0: no chunk */
+} fa_chunk;
+
+#define FA_GET(variable) atomic_load_explicit(&(variable), memory_order_relaxed)
+#define FA_SET(variable, value) atomic_store_explicit(&(variable), (value), memory_order_relaxed)
+
+static inline bool fa_chunk_is_current(const fa_bump *bump, const fa_chunk *chunk) {
+    return FA_GET(chunk->epoch) == FA_GET(bump->epoch);
+}
+
+/* `size` bytes, a multiple of the granule and not 0, from a current chunk. */
+static inline bool fa_bump_take(fa_chunk *chunk, size_t size, size_t *offset) {
+    size_t cursor = FA_GET(chunk->cursor);
+    /* One test for "0" (which wraps, here and where a size was rounded up) and for "too much". */
+    if (FA_UNLIKELY(size - 1 >= FA_GET(chunk->end) - cursor)) return false;
+    *offset = cursor;
+    FA_SET(chunk->cursor, cursor + size);
+    return true;
+}
+
+/* The offset, from `cursor` on, whose address has the alignment; false beyond the limit. `phase` is the base address
+ * modulo the largest alignment. */
+static inline bool fa_bump_align(const fa_bump *bump, size_t cursor, size_t alignment, size_t phase, size_t *offset) {
+    size_t address;
+    if (!fa_align_up(cursor + phase, alignment, &address)) return false;
+    *offset = address - phase;
+    return *offset <= bump->limit;
+}
+
+/*
+ * `size` bytes with any alignment, from the chunk if they fit, else extending it, else from a new chunk, else (large
+ * blocks) from the shared cursor alone. False if the memory is full.
+ */
+bool fa_bump_refill(fa_bump *bump, fa_chunk *chunk, size_t size, size_t alignment, size_t phase, size_t *offset);
+
+/* Where everything from now on will lie at or above: the chunk's cursor if the chunk is topmost, else the shared one. */
+size_t fa_bump_position(const fa_bump *bump, const fa_chunk *chunk);
+
+#endif

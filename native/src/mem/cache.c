@@ -1,0 +1,65 @@
+/*
+ * mem/cache.c - freed large blocks that stay resident for the next one
+ *
+ *     put -> | oldest | ... | newest |  -> take (best fit, newest of equals)
+ *               \--> evicted: over the budget, over the age, or over the number of entries
+ *
+ * An array in the order of freeing; everything is a scan or a shift of it. Invariants, thread rule, cost: see cache.h.
+ */
+#include "cache.h"
+
+#include <string.h>
+
+static void remove_at(fa_cache *cache, uint32_t index) {
+    cache->bytes -= cache->entry[index].size;
+    cache->count--;
+    memmove(&cache->entry[index], &cache->entry[index + 1], (cache->count - index) * sizeof cache->entry[0]);
+}
+
+static void evict_oldest(fa_cache *cache, fa_evicted *evicted) {
+    evicted->entry[evicted->count++] = cache->entry[0];
+    remove_at(cache, 0);
+}
+
+bool fa_cache_take(fa_cache *cache, size_t size, size_t alignment, fa_cached *taken) {
+    size_t best_size = size + size / FA_CACHE_WASTE;
+    uint32_t best = cache->count;
+    for (uint32_t i = cache->count; i-- > 0;) {
+        const fa_cached *entry = &cache->entry[i];
+        if (entry->size < size || entry->size > best_size) continue;
+        if (((uintptr_t)entry->address & (alignment - 1)) != 0) continue;
+        if (best != cache->count && entry->size == best_size) continue;
+        best = i;
+        best_size = entry->size;
+    }
+    if (best == cache->count) return false;
+    *taken = cache->entry[best];
+    remove_at(cache, best);
+    return true;
+}
+
+void fa_cache_put(fa_cache *cache, void *address, size_t size, uint64_t now, fa_evicted *evicted) {
+    if (size > cache->limit) {
+        evicted->entry[evicted->count++] = (fa_cached){.address = address, .size = size};
+        return;
+    }
+    fa_cache_purge(cache, now, cache->limit - size, evicted);
+    if (cache->count == FA_CACHE_ENTRIES) evict_oldest(cache, evicted);
+    cache->entry[cache->count++] = (fa_cached){.address = address, .size = size, .freed_at = now};
+    cache->bytes += size;
+}
+
+void fa_cache_purge(fa_cache *cache, uint64_t now, size_t keep, fa_evicted *evicted) {
+    while (cache->count > 0 && (cache->bytes > keep || (cache->age != 0 && now - cache->entry[0].freed_at >= cache->age)))
+        evict_oldest(cache, evicted);
+}
+
+bool fa_cache_is_valid(const fa_cache *cache) {
+    size_t bytes = 0;
+    if (cache->count > FA_CACHE_ENTRIES) return false;
+    for (uint32_t i = 0; i < cache->count; i++) {
+        bytes += cache->entry[i].size;
+        if (i > 0 && cache->entry[i].freed_at < cache->entry[i - 1].freed_at) return false;
+    }
+    return bytes == cache->bytes && bytes <= cache->limit;
+}

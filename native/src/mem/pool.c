@@ -1,0 +1,63 @@
+/*
+ * mem/pool.c - creation of a pool: one mapping for blocks, sizes and stack
+ *
+ *     mapping   | blocks ...... | size_plus_1 .. | stack ......... |
+ *
+ * The system's pages are zero and untouched until used, so creation costs two system calls whatever the size. The hot
+ * half is in pool.h, with invariants and thread rule.
+ */
+#include "pool.h"
+
+#include <string.h>
+
+fa_status fa_pool_create(fa_pool *pool, const fa_os *os, size_t block_size, size_t count) {
+    memset(pool, 0, sizeof *pool);
+    pool->block_size = (uint32_t)block_size;
+    if (count == 0) return FA_OK;
+    size_t per_block = block_size + sizeof *pool->size_plus_1 + sizeof *pool->stack;
+    size_t page = os->page_size();
+    size_t units = block_size / 16;
+    /* Beyond these the index would not be exact, or the sum below would wrap. */
+    if (count >= FA_POOL_MAX_COUNT || count > (UINT64_C(1) << FA_POOL_SHIFT) / ((uint64_t)units * units))
+        return FA_ERR_INVALID;
+    if (count > (SIZE_MAX - 4 * page) / per_block) return FA_ERR_NOMEM;
+    size_t blocks = count * block_size, mapped;
+    size_t sizes;
+    if (!fa_align_up(count * sizeof *pool->size_plus_1, sizeof *pool->stack, &sizes)) return FA_ERR_NOMEM;
+    if (!fa_align_up(blocks + sizes + count * sizeof *pool->stack, page, &mapped)) return FA_ERR_NOMEM;
+    void *address;
+    if (os->reserve(mapped, page, &address) != 0) return FA_ERR_NOMEM;
+    if (os->commit(address, mapped) != 0) {
+        (void)os->release(address, mapped);
+        return FA_ERR_NOMEM;
+    }
+    pool->blocks = address;
+    pool->size_plus_1 = (uint16_t *)(void *)(pool->blocks + blocks);
+    pool->stack = (uint32_t *)(void *)(pool->blocks + blocks + sizes);
+    pool->count = (uint32_t)count;
+    pool->reciprocal = ((UINT64_C(1) << FA_POOL_SHIFT) + units - 1) / units;
+    pool->bytes = blocks;
+    pool->mapped = mapped;
+    return FA_OK;
+}
+
+void fa_pool_destroy(fa_pool *pool, const fa_os *os) {
+    if (pool->blocks == NULL) return;
+    for (uint32_t index = 0; index < pool->used; index++)
+        if (fa_pool_is_live(pool, index)) fa_pool_give(pool, index); /* zeroes it */
+    (void)os->release(pool->blocks, pool->mapped);
+    memset(pool, 0, sizeof *pool);
+}
+
+bool fa_pool_is_valid(const fa_pool *pool) {
+    uint32_t live = 0;
+    for (uint32_t index = 0; index < pool->used; index++) {
+        if (!fa_pool_is_live(pool, index)) continue;
+        live++;
+        if (fa_pool_size(pool, index) > pool->block_size) return false;
+    }
+    if (pool->used > pool->count || live + pool->stacked != pool->used) return false;
+    for (uint32_t i = 0; i < pool->stacked; i++)
+        if (pool->stack[i] >= pool->used || fa_pool_is_live(pool, pool->stack[i])) return false;
+    return true;
+}

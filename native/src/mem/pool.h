@@ -1,0 +1,83 @@
+/*
+ * mem/pool.h - blocks of one size, with everything about them kept elsewhere
+ *
+ *     blocks   | 0 | 1 | 2 | 3 | ...            size_plus_1   | 24+1 | 0 | 128+1 | 0 | ...   0: free
+ *     stack    | 3 | 1 |                        the newest freed block is the next one used
+ *
+ * Nothing is written into a block but by its user, so nothing in a block can be corrupted into the allocator. A double
+ * free or a pointer into the middle is found by one look at size_plus_1. Blocks are zero when handed out: they start as
+ * zero pages and are wiped, whole, before they are freed.
+ *
+ * Invariants: stacked + live + never used = count; a block is on the stack exactly if it was used and its size is 0.
+ * Thread rule: the owner's lock. Cost: a handful of instructions; a division by multiplication to find the index.
+ */
+#ifndef FA_MEM_POOL_H
+#define FA_MEM_POOL_H
+
+#include "base.h"
+#include "fastalloc.h"
+#include "os/os.h"
+#include "wipe.h"
+
+/* So that size + 1 fits in 16 bits. */
+#define FA_POOL_MAX_BLOCK ((size_t)65520)
+
+/*
+ * With d = block_size / 16, r = ceil(2^40 / d) and u = offset / 16, floor(u * r / 2^40) is floor(u / d) as long as
+ * u * (r * d - 2^40) < 2^40, for which count * d * d <= 2^40 is enough (Granlund and Montgomery, "Division by invariant
+ * integers using multiplication", 1994), and u * r stays below 2^64 as long as count < 2^24.
+ */
+#define FA_POOL_SHIFT 40
+#define FA_POOL_MAX_COUNT ((size_t)1 << 24)
+
+typedef struct fa_pool {
+    unsigned char *blocks;
+    uint16_t *size_plus_1;   /* asked for, plus 1; 0: free */
+    uint32_t *stack;
+    uint32_t stacked;        /* entries on the stack */
+    uint32_t used;           /* blocks that were ever handed out: the rest has never been touched */
+    uint32_t count;
+    uint32_t block_size;
+    uint64_t reciprocal;     /* of block_size / 16: the index without a division */
+    size_t bytes;            /* count * block_size */
+    size_t mapped;
+} fa_pool;
+
+/* `count` may be 0: a pool that is always exhausted. */
+fa_status fa_pool_create(fa_pool *pool, const fa_os *os, size_t block_size, size_t count);
+void fa_pool_destroy(fa_pool *pool, const fa_os *os);
+
+static inline bool fa_pool_owns(const fa_pool *pool, const void *pointer) {
+    return (uintptr_t)pointer - (uintptr_t)pool->blocks < pool->bytes;
+}
+
+/* The index of the block that starts at `pointer`, which the pool owns; false in the middle of a block. */
+static inline bool fa_pool_index(const fa_pool *pool, const void *pointer, uint32_t *index) {
+    size_t offset = (size_t)((const unsigned char *)pointer - pool->blocks);
+    *index = (uint32_t)((uint64_t)(offset >> 4) * pool->reciprocal >> FA_POOL_SHIFT);
+    return (size_t)*index * pool->block_size == offset;
+}
+
+/* A zero block, or null if the pool is exhausted; size <= block_size. */
+static inline void *fa_pool_take(fa_pool *pool, size_t size) {
+    uint32_t index;
+    if (FA_LIKELY(pool->stacked > 0)) index = pool->stack[--pool->stacked];
+    else if (pool->used < pool->count) index = pool->used++;
+    else return NULL;
+    pool->size_plus_1[index] = (uint16_t)(size + 1);
+    return pool->blocks + (size_t)index * pool->block_size;
+}
+
+static inline bool fa_pool_is_live(const fa_pool *pool, uint32_t index) { return pool->size_plus_1[index] != 0; }
+static inline size_t fa_pool_size(const fa_pool *pool, uint32_t index) { return pool->size_plus_1[index] - 1U; }
+
+/* Zeroes and frees a live block. */
+static inline void fa_pool_give(fa_pool *pool, uint32_t index) {
+    fa_wipe_small(pool->blocks + (size_t)index * pool->block_size, pool->block_size);
+    pool->size_plus_1[index] = 0;
+    pool->stack[pool->stacked++] = index;
+}
+
+bool fa_pool_is_valid(const fa_pool *pool);
+
+#endif

@@ -1,0 +1,186 @@
+/*
+ * os/linux.c - the contract of os.h on Linux
+ *
+ *     reserve   mmap(PROT_NONE, MAP_NORESERVE), cut to the alignment     commit    mprotect(READ|WRITE)
+ *     decommit  madvise(DONTNEED)                                        remap     mremap(MAYMOVE)
+ *     lock      mlock       no_dump  madvise(DONTDUMP)                   wipe_on_fork  madvise(WIPEONFORK)
+ *
+ * Private anonymous memory only, so that a decommit leaves zeros and WIPEONFORK is allowed. MAP_NORESERVE: an arena's
+ * capacity is address space; under vm.overcommit_memory = 2 the kernel charges it all the same, and a large capacity
+ * may then be refused.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "os.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef MAP_HUGE_SHIFT
+#define MAP_HUGE_SHIFT 26
+#endif
+#ifndef MADV_WIPEONFORK
+#define MADV_WIPEONFORK 18
+#endif
+
+/* Runs a system call and turns its failure into an errno value, leaving the caller's errno alone. */
+#define FA_CALL(expression)                                                                                            \
+    do {                                                                                                               \
+        int caller_errno = errno;                                                                                      \
+        int result = (expression) == 0 ? 0 : errno;                                                                    \
+        errno = caller_errno;                                                                                          \
+        return result;                                                                                                 \
+    } while (0)
+
+static size_t linux_page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
+
+static int map(size_t size, int protection, int flags, void **address) {
+    int caller_errno = errno;
+    void *mapped = mmap(NULL, size, protection, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
+    int result = mapped == MAP_FAILED ? errno : 0;
+    errno = caller_errno;
+    *address = result == 0 ? mapped : NULL;
+    return result;
+}
+
+static int linux_release(void *address, size_t size) { FA_CALL(munmap(address, size)); }
+
+static int linux_reserve(size_t size, size_t alignment, void **address) {
+    size_t page = linux_page_size();
+    size_t spare = alignment > page ? alignment - page : 0;
+    if (size > SIZE_MAX - spare) return ENOMEM;
+    void *mapped;
+    int error = map(size + spare, PROT_NONE, MAP_NORESERVE, &mapped);
+    if (error != 0) return error;
+    uintptr_t start = ((uintptr_t)mapped + (alignment - 1)) & ~((uintptr_t)alignment - 1);
+    size_t before = start - (uintptr_t)mapped;
+    size_t after = spare - before;
+    unsigned char *aligned = (unsigned char *)mapped + before;
+    if (before > 0) error = linux_release(mapped, before);
+    if (error == 0 && after > 0) error = linux_release(aligned + size, after);
+    if (error != 0) {
+        (void)linux_release(mapped, size + spare); /* the first error is the one to tell */
+        return error;
+    }
+    *address = aligned;
+    return 0;
+}
+
+static int linux_map_huge(size_t size, size_t huge_size, void **address) {
+    int log2 = __builtin_ctzll((unsigned long long)huge_size);
+    return map(size, PROT_READ | PROT_WRITE, MAP_HUGETLB | (int)((unsigned)log2 << MAP_HUGE_SHIFT), address);
+}
+
+static int linux_commit(void *address, size_t size) { FA_CALL(mprotect(address, size, PROT_READ | PROT_WRITE)); }
+
+static int linux_decommit(void *address, size_t size) { FA_CALL(madvise(address, size, MADV_DONTNEED)); }
+
+static int linux_remap(void *address, size_t old_size, size_t new_size, void **moved) {
+    int caller_errno = errno;
+    void *result = mremap(address, old_size, new_size, MREMAP_MAYMOVE);
+    int error = result == MAP_FAILED ? errno : 0;
+    errno = caller_errno;
+    if (error == 0) *moved = result;
+    return error;
+}
+
+static int linux_lock(void *address, size_t size) { FA_CALL(mlock(address, size)); }
+
+static int linux_unlock(void *address, size_t size) { FA_CALL(munlock(address, size)); }
+
+static uint64_t linux_lock_limit(void) {
+    struct rlimit limit;
+    int caller_errno = errno;
+    int error = getrlimit(RLIMIT_MEMLOCK, &limit);
+    errno = caller_errno;
+    if (error != 0) return 0;
+    return limit.rlim_cur == RLIM_INFINITY ? UINT64_MAX : (uint64_t)limit.rlim_cur;
+}
+
+static int linux_no_dump(void *address, size_t size) { FA_CALL(madvise(address, size, MADV_DONTDUMP)); }
+
+static int linux_wipe_on_fork(void *address, size_t size) { FA_CALL(madvise(address, size, MADV_WIPEONFORK)); }
+
+static int linux_advise_huge(void *address, size_t size) { FA_CALL(madvise(address, size, MADV_HUGEPAGE)); }
+
+static int linux_resident(void *address, size_t size, uint64_t *bytes) {
+    unsigned char pages[4096]; /* one byte a page: 16 MiB of 4 KiB pages a call */
+    size_t page = linux_page_size();
+    int caller_errno = errno;
+    int error = 0;
+    *bytes = 0;
+    for (size_t done = 0; done < size && error == 0;) {
+        size_t step = sizeof pages * page;
+        if (step > size - done) step = size - done;
+        error = mincore((unsigned char *)address + done, step, pages) == 0 ? 0 : errno;
+        for (size_t i = 0; error == 0 && i < step / page; i++) *bytes += (pages[i] & 1) ? page : 0;
+        done += step;
+    }
+    errno = caller_errno;
+    return error;
+}
+
+static int linux_at_fork(void (*prepare)(void), void (*parent)(void), void (*child)(void)) {
+    return pthread_atfork(prepare, parent, child);
+}
+
+static uint64_t linux_milliseconds(void) {
+    struct timespec now;
+    if (clock_gettime(CLOCK_MONOTONIC_COARSE, &now) != 0) return 0;
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static void linux_yield(void) { (void)sched_yield(); }
+
+static void *linux_heap_alloc(size_t size, size_t alignment) {
+    if (alignment <= _Alignof(max_align_t)) return malloc(size);
+    void *block = NULL;
+    return posix_memalign(&block, alignment, size) == 0 ? block : NULL;
+}
+
+static void linux_heap_free(void *block) { free(block); }
+
+static void linux_report(const char *text, size_t size) {
+    while (size > 0) {
+        ssize_t written = write(STDERR_FILENO, text, size);
+        if (written <= 0) return; /* nowhere left to complain */
+        text += written;
+        size -= (size_t)written;
+    }
+}
+
+static void linux_abort(void) { abort(); }
+
+static const fa_os linux_os = {
+    .name = "linux",
+    .lazy_commit = true,
+    .page_size = linux_page_size,
+    .reserve = linux_reserve,
+    .map_huge = linux_map_huge,
+    .release = linux_release,
+    .commit = linux_commit,
+    .decommit = linux_decommit,
+    .remap = linux_remap,
+    .lock = linux_lock,
+    .unlock = linux_unlock,
+    .lock_limit = linux_lock_limit,
+    .no_dump = linux_no_dump,
+    .wipe_on_fork = linux_wipe_on_fork,
+    .advise_huge = linux_advise_huge,
+    .resident = linux_resident,
+    .at_fork = linux_at_fork,
+    .milliseconds = linux_milliseconds,
+    .yield = linux_yield,
+    .heap_alloc = linux_heap_alloc,
+    .heap_free = linux_heap_free,
+    .report = linux_report,
+    .abort = linux_abort,
+};
+
+const fa_os *fa_os_platform(void) { return &linux_os; }

@@ -1,0 +1,83 @@
+/*
+ * os/os.h - floor 0: what fastalloc asks of an operating system
+ *
+ *     heap  ->  mem  ->  fa_os { reserve, commit, ..., free }  ->  linux.c | macos.c | windows.c | wasm.c
+ *
+ * One struct of functions, one instance per platform, no state. Everything above reaches the system through the pointer
+ * it was given, so a test can pass an instance whose n-th call fails.
+ *
+ * Contract
+ *   - Functions return 0 or an errno value; they never set errno for the caller and never print.
+ *   - Addresses and sizes are multiples of page_size() unless a function says otherwise; sizes are not 0.
+ *   - What a platform cannot do returns FA_OS_UNSUPPORTED; it is never faked.
+ *   - All functions may be called by any thread at any time.
+ */
+#ifndef FA_OS_H
+#define FA_OS_H
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define FA_OS_UNSUPPORTED ENOTSUP
+
+typedef struct fa_os {
+    const char *name;
+
+    /* True if committing reserved memory costs nothing until it is touched: regions then commit all of it at once. */
+    bool lazy_commit;
+
+    size_t (*page_size)(void);
+
+    /* Address space, inaccessible, aligned to `alignment` (a power of two; at least a page). Charged to no limit but
+     * the address space itself. */
+    int (*reserve)(size_t size, size_t alignment, void **address);
+
+    /* Readable, writable, zero. `huge_size` bytes per page from the kernel's reserved pool, all of it or an error. */
+    int (*map_huge)(size_t size, size_t huge_size, void **address);
+
+    /* Gives a whole reservation (or a mapping) back. Never fails for a range that was reserved. */
+    int (*release)(void *address, size_t size);
+
+    /* Makes reserved memory readable and writable. It is zero the first time, and after a decommit. */
+    int (*commit)(void *address, size_t size);
+
+    /* Gives the pages back but keeps the addresses readable and writable; they are zero when touched again. Fails on
+     * locked memory. */
+    int (*decommit)(void *address, size_t size);
+
+    /* Resizes a committed reservation, moving its pages to another address if it must. The old range is gone; what is
+     * new is zero. */
+    int (*remap)(void *address, size_t old_size, size_t new_size, void **moved);
+
+    int (*lock)(void *address, size_t size);
+    int (*unlock)(void *address, size_t size);
+    uint64_t (*lock_limit)(void); /* bytes that the process may lock; UINT64_MAX: no limit */
+
+    int (*no_dump)(void *address, size_t size);
+    int (*wipe_on_fork)(void *address, size_t size);
+    int (*advise_huge)(void *address, size_t size);
+
+    /* How many bytes of the range are in physical memory. */
+    int (*resident)(void *address, size_t size, uint64_t *bytes);
+
+    /* Registers functions for fork: nothing but the C library's own handlers runs between prepare and the others. */
+    int (*at_fork)(void (*prepare)(void), void (*parent)(void), void (*child)(void));
+
+    uint64_t (*milliseconds)(void); /* a clock that never goes back */
+    void (*yield)(void);
+
+    /* The C library's heap: for blocks that fall back to it. `alignment` is a power of two. */
+    void *(*heap_alloc)(size_t size, size_t alignment);
+    void (*heap_free)(void *block);
+
+    /* One line to standard error without allocating, and the end of the process. */
+    void (*report)(const char *text, size_t size);
+    void (*abort)(void);
+} fa_os;
+
+/* The instance of the platform this was compiled for. */
+const fa_os *fa_os_platform(void);
+
+#endif
