@@ -18,19 +18,10 @@
  * Thread rule: everything may be called by many threads at once, but for what fastalloc.h says of untracked arenas.
  * Cost: alloc, free, mark, rewind, reset O(1); wipes follow the bytes used; stats O(threads) and a look at residency.
  */
-#include "arena.h"
-
-#include "mem/blocks.h"
-#include "mem/bump.h"
-#include "mem/lock.h"
-#include "mem/region.h"
-#include "mem/table.h"
-#include "mem/wipe.h"
-#include "report.h"
+#include "arena_parts.h"
 
 #include <string.h>
 
-#define NAME_BYTES 32
 /* The granule is the default alignment, up to a cache line: larger alignments are met by position, not by rounding. */
 #define MAX_GRANULE ((size_t)64)
 /* A block's granules are counted in 32 bits; larger capacities take larger granules, up to what an entry can hold. */
@@ -39,89 +30,16 @@
 /* What a thread takes from the shared cursor at once: a compare-and-swap every 64 KiB, and little lost per thread. */
 #define CHUNK ((size_t)64 << 10)
 #define MIN_CHUNK ((size_t)1 << 10)
-/* Threads with a chunk of their own in one arena; the address space for them is 128 KiB. Others share one, locked. */
-#define MAX_THREADS 1024U
-/* Arenas whose chunk a thread finds without a search. */
-#define RECENT 4U
-/* Witness blocks up to this size are wiped inside the lock: cheaper than taking it twice. */
-#define WIPE_INSIDE_LOCK ((size_t)4 << 10)
 
-/* One thread's part of a bumped arena, a cache line or two of its own. */
-typedef struct fa_thread {
-    fa_chunk chunk;
-    _Atomic size_t high;          /* the chunk's cursor was up to here */
-    _Atomic uintptr_t owner;      /* the address of the thread's `recent`; 0: not taken */
-    _Atomic uintptr_t epoch;      /* of the counts below that are per epoch */
-    _Atomic uint64_t allocated;   /* since creation */
-    _Atomic uint64_t live, bytes; /* in this epoch */
-} fa_thread;
-
-/* A mark in a bumped arena. */
-typedef struct fa_bump_mark {
-    uint64_t serial;
-    size_t position;
-    uint64_t live, bytes; /* below it */
-} fa_bump_mark;
-
-struct fa_arena {
-    /* The hot part. */
-    fa_bump bump;
-    unsigned char *base;
-    uint64_t id;             /* unique in the process: keys `recent` */
-    size_t granule;
-    bool fast;               /* bumped, and the default alignment is the granule */
-    bool mapped;
-    bool closed;
-    bool tracked;
-    fa_arena_kind kind;
-    fa_full_policy on_full;
-    size_t alignment;        /* the default */
-    const fa_os *os;
-
-    fa_lock lock;            /* of all that follows, but `thread` */
-    fa_region region;
-    fa_blocks blocks;        /* mapped */
-    fa_table fallback;       /* value: size << 16 | level */
-    _Atomic size_t high;     /* bytes from base that may hold something */
-    uint64_t peak;
-    uint64_t allocated, live, bytes; /* mapped: all; bumped: what is not in a thread's counts */
-    uint64_t fallback_bytes, fallbacks, failures, resets, rewinds, wipes;
-
-    fa_bump_mark *mark;      /* bumped: FA_MAX_LEVELS of them; [0] is the bottom */
-    uint32_t marks;          /* on top of the bottom */
-    uint64_t serial;
-    fa_thread *thread;       /* bumped: MAX_THREADS, then the shared one */
-    _Atomic uint32_t threads;
-
-    void *metadata;
-    size_t metadata_size;
-    size_t entries_size;     /* mapped: bytes of blocks.entry */
-    fa_reporter reporter;
-    char name[NAME_BYTES];
-};
-
-/* Arena ids start at 1, so a zero `recent` matches none. They are never used twice: a stale `recent` cannot match. */
 static _Atomic uint64_t next_id = 1;
-static _Thread_local struct {
-    uint64_t id;
-    fa_thread *thread;
-} recent[RECENT];
-
-static void *at_offset(const fa_arena *arena, size_t offset) { return arena->base + offset; }
-static void lock(const fa_arena *arena) { fa_lock_take((fa_lock *)(uintptr_t)&arena->lock, arena->os); }
-static void unlock(const fa_arena *arena) { fa_lock_give((fa_lock *)(uintptr_t)&arena->lock); }
-
-static bool in_region(const fa_arena *arena, const void *pointer) {
-    return (uintptr_t)pointer - (uintptr_t)arena->base < arena->region.capacity;
-}
 
 /* ---- the hot path: a bumped arena, my chunk -------------------------------------------------------------------- */
 
 static fa_status alloc_slow(fa_arena *arena, size_t size, size_t alignment, bool zeroed, void **block);
 
 FA_HOT void *fa_arena_alloc(fa_arena *arena, size_t size, size_t alignment) {
-    fa_thread *thread = recent[arena->id % RECENT].thread;
-    if (FA_LIKELY(arena->fast && recent[arena->id % RECENT].id == arena->id &&
+    fa_thread *thread = fa_recents[arena->id % RECENT].thread;
+    if (FA_LIKELY(arena->fast && fa_recents[arena->id % RECENT].id == arena->id &&
                   fa_chunk_is_current(&arena->bump, &thread->chunk) && alignment <= arena->granule &&
                   (alignment & (alignment - 1)) == 0)) {
         /* A size that wraps becomes 0 here, and 0 is refused: both go the slow way. */
@@ -302,205 +220,6 @@ void fa_arena_destroy(fa_arena *arena) {
     (void)os->release(arena->metadata, arena->metadata_size);
 }
 
-/* ---- bumped arenas: the cold half ------------------------------------------------------------------------------ */
-
-/* The calling thread's part, made on its first visit. Threads beyond MAX_THREADS share the last one, under the lock. */
-FA_COLD static fa_thread *find_thread(fa_arena *arena, bool *shared) {
-    uintptr_t owner = (uintptr_t)&recent;
-    *shared = false;
-    lock(arena);
-    uint32_t threads = FA_GET(arena->threads);
-    fa_thread *thread = NULL;
-    for (uint32_t i = 0; i < threads && thread == NULL; i++)
-        if (FA_GET(arena->thread[i].owner) == owner) thread = &arena->thread[i];
-    if (thread == NULL && threads < MAX_THREADS) {
-        thread = &arena->thread[threads];
-        FA_SET(thread->owner, owner);
-        atomic_store_explicit(&arena->threads, threads + 1, memory_order_release);
-    }
-    unlock(arena);
-    if (thread == NULL) {
-        *shared = true;
-        return &arena->thread[MAX_THREADS];
-    }
-    recent[arena->id % RECENT].id = arena->id;
-    recent[arena->id % RECENT].thread = thread;
-    return thread;
-}
-
-static fa_thread *my_thread(fa_arena *arena, bool *shared) {
-    *shared = false;
-    if (recent[arena->id % RECENT].id == arena->id) return recent[arena->id % RECENT].thread;
-    return find_thread(arena, shared);
-}
-
-/* Starts the thread's counts afresh if they are of an epoch that is over. */
-static void enter_epoch(fa_arena *arena, fa_thread *thread) {
-    uintptr_t epoch = FA_GET(arena->bump.epoch);
-    if (FA_GET(thread->epoch) == epoch) return;
-    FA_SET(thread->allocated, FA_GET(thread->allocated) + FA_GET(thread->live));
-    FA_SET(thread->live, 0);
-    FA_SET(thread->bytes, 0);
-    FA_SET(thread->high, 0);
-    FA_SET(thread->epoch, epoch);
-}
-
-/* Calls `add` for each thread's part that was ever taken, the shared one included. */
-#define FOR_EACH_THREAD(arena, item)                                                                                   \
-    for (uint32_t i_ = 0, n_ = atomic_load_explicit(&(arena)->threads, memory_order_acquire);                          \
-         i_ <= n_ && ((item) = &(arena)->thread[i_ == n_ ? MAX_THREADS : i_], true); i_++)
-
-static fa_status bump_alloc(fa_arena *arena, size_t size, size_t alignment, size_t *offset, size_t *dirty) {
-    size_t rounded;
-    if (!fa_align_up(fa_max(size, 1), arena->granule, &rounded)) return FA_ERR_NOMEM;
-    bool shared;
-    fa_thread *thread = my_thread(arena, &shared);
-    if (shared) lock(arena);
-    enter_epoch(arena, thread);
-    size_t phase = (uintptr_t)arena->base & (FA_MAX_ALIGNMENT - 1);
-    fa_status status = FA_OK;
-    if (!fa_bump_refill(&arena->bump, &thread->chunk, rounded, alignment, phase, offset)) status = FA_ERR_NOMEM;
-    /* Regions that are neither locked nor committed in steps were made usable whole at creation. */
-    if (status == FA_OK && (arena->region.lock != FA_OFF || !arena->os->lazy_commit)) {
-        size_t end = fa_max(*offset + rounded, FA_GET(thread->chunk.end));
-        if (!shared) lock(arena);
-        status = fa_region_use(&arena->region, fa_min(end, arena->region.capacity));
-        if (!shared) unlock(arena);
-    }
-    if (status == FA_OK) {
-        *dirty = fa_max(FA_GET(arena->high), FA_GET(thread->high));
-        FA_SET(thread->live, FA_GET(thread->live) + 1);
-        FA_SET(thread->bytes, FA_GET(thread->bytes) + size);
-    }
-    if (shared) unlock(arena);
-    return status;
-}
-
-/* Bytes taken by blocks, as far as the chunks tell: what is left in current chunks is not used. */
-static size_t bump_used(const fa_arena *arena, bool at_most) {
-    size_t used = FA_GET(arena->bump.cursor);
-    const fa_thread *thread;
-    FOR_EACH_THREAD(arena, thread) {
-        if (!fa_chunk_is_current(&arena->bump, &thread->chunk)) continue;
-        size_t cursor = FA_GET(thread->chunk.cursor), end = FA_GET(thread->chunk.end);
-        size_t high = at_most ? fa_min(fa_max(cursor, FA_GET(thread->high)), end) : cursor;
-        used -= end - high;
-    }
-    return used;
-}
-
-/* Releases all from `position` on: every chunk becomes stale. The caller holds the lock and knows nobody allocates. */
-static void bump_release(fa_arena *arena, size_t position, uint64_t live, uint64_t bytes) {
-    size_t used = bump_used(arena, true);
-    arena->peak = fa_max((size_t)arena->peak, used);
-    FA_SET(arena->high, fa_max(FA_GET(arena->high), FA_GET(arena->bump.cursor)));
-    if (arena->kind == FA_WITNESS) fa_secure_zero(at_offset(arena, position), used - position);
-    arena->live = live;
-    arena->bytes = bytes;
-    uintptr_t epoch = FA_GET(arena->bump.epoch) + 1;
-    FA_SET(arena->bump.epoch, epoch != 0 ? epoch : 1);
-    FA_SET(arena->bump.cursor, position);
-}
-
-static void bump_counts(const fa_arena *arena, uint64_t *live, uint64_t *bytes, uint64_t *allocated) {
-    const fa_thread *thread;
-    *live = arena->live;
-    *bytes = arena->bytes;
-    *allocated = arena->allocated;
-    FOR_EACH_THREAD(arena, thread) {
-        *allocated += FA_GET(thread->allocated) + FA_GET(thread->live);
-        if (FA_GET(thread->epoch) != FA_GET(arena->bump.epoch)) continue;
-        *live += FA_GET(thread->live);
-        *bytes += FA_GET(thread->bytes);
-    }
-}
-
-/* ---- mapped arenas --------------------------------------------------------------------------------------------- */
-
-static size_t block_bytes(const fa_arena *arena, uint32_t index) {
-    return (size_t)fa_blocks_granules(&arena->blocks, index) << arena->blocks.shift;
-}
-
-/* The number of granules for `size`, or 0 if there are not so many. */
-static uint32_t granules_for(const fa_arena *arena, size_t size) {
-    size_t granules = size == 0 ? 1 : ((size - 1) >> arena->blocks.shift) + 1;
-    return granules <= arena->blocks.granules ? (uint32_t)granules : 0;
-}
-
-static uint64_t mapped_used(const fa_arena *arena) {
-    return (arena->blocks.cursor - arena->blocks.free) << arena->blocks.shift;
-}
-
-static void note_use(fa_arena *arena, size_t end) {
-    uint64_t used = mapped_used(arena);
-    if (used > arena->peak) arena->peak = used;
-    if (end > FA_GET(arena->high)) FA_SET(arena->high, end);
-}
-
-static fa_status mapped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t *offset, size_t *dirty) {
-    uint32_t granules = granules_for(arena, size), index;
-    if (granules == 0) return FA_ERR_NOMEM;
-    fa_status status = FA_OK;
-    lock(arena);
-    if (arena->closed) status = FA_ERR_STALE;
-    else if (!fa_blocks_take(&arena->blocks, granules, fa_max(alignment >> arena->blocks.shift, 1), size, &index))
-        status = FA_ERR_NOMEM;
-    if (status == FA_OK) {
-        *offset = (size_t)index << arena->blocks.shift;
-        size_t end = *offset + ((size_t)granules << arena->blocks.shift);
-        status = fa_region_use(&arena->region, end);
-        if (status != FA_OK) {
-            fa_blocks_give(&arena->blocks, index);
-        } else {
-            *dirty = arena->kind == FA_WITNESS ? 0 : arena->high;
-            arena->allocated++;
-            arena->live++;
-            arena->bytes += size;
-            note_use(arena, end);
-        }
-    }
-    unlock(arena);
-    return status;
-}
-
-/* Undoes the accounts of a block that was live; the lock is held. */
-static void forget(fa_arena *arena, size_t size) {
-    arena->live--;
-    arena->bytes -= size;
-}
-
-static fa_status mapped_free(fa_arena *arena, void *block) {
-    size_t offset = (size_t)((unsigned char *)block - arena->base);
-    uint32_t index = (uint32_t)(offset >> arena->blocks.shift);
-    lock(arena);
-    fa_status status = fa_blocks_check(&arena->blocks, offset);
-    if (status == FA_OK && arena->kind == FA_WITNESS) {
-        size_t bytes = block_bytes(arena, index);
-        if (bytes > WIPE_INSIDE_LOCK) {
-            /* The block is still live, so nobody else may touch it; another free of it meanwhile is found below. */
-            unlock(arena);
-            fa_secure_zero(block, bytes);
-            lock(arena);
-            status = fa_blocks_check(&arena->blocks, offset);
-        } else {
-            fa_secure_zero(block, bytes);
-        }
-    }
-    if (status == FA_OK) {
-        forget(arena, fa_blocks_size(&arena->blocks, index));
-        fa_blocks_give(&arena->blocks, index);
-    }
-    unlock(arena);
-    return status;
-}
-
-static void mapped_reset(fa_arena *arena) {
-    if (!fa_blocks_reset(&arena->blocks)) return;
-    /* Once in two million resets the epoch comes round: no entry of the last turn may be believed. */
-    if (arena->os->decommit(arena->blocks.entry, arena->entries_size) != 0)
-        memset(arena->blocks.entry, 0, (size_t)arena->blocks.granules * sizeof arena->blocks.entry[0]);
-}
-
 /* ---- fallback: the arena is full -------------------------------------------------------------------------------- */
 
 #define LEVEL_BITS 16
@@ -589,8 +308,8 @@ static fa_status alloc_slow(fa_arena *arena, size_t size, size_t alignment, bool
     if (alignment == 0) alignment = arena->alignment;
     if (!fa_is_power_of_two(alignment) || alignment > FA_MAX_ALIGNMENT) return refuse(arena, FA_ERR_INVALID);
     alignment = fa_max(alignment, arena->granule);
-    fa_status status = arena->mapped ? mapped_alloc(arena, size, alignment, &offset, &dirty)
-                                     : bump_alloc(arena, size, alignment, &offset, &dirty);
+    fa_status status = arena->mapped ? fa_mapped_alloc(arena, size, alignment, &offset, &dirty)
+                                     : fa_bumped_alloc(arena, size, alignment, &offset, &dirty);
     if (status == FA_OK) {
         *block = at_offset(arena, offset);
         /* What lies above every byte that was handed out is zero as the system gave it. */
@@ -613,32 +332,15 @@ fa_status fa_arena_try_alloc(fa_arena *arena, size_t size, size_t alignment, boo
     return alloc_slow(arena, size, alignment, zeroed, block);
 }
 
-/* A bumped arena only takes back the newest block of the calling thread's chunk, and never what lies below a mark. */
-static void bump_free(fa_arena *arena, void *block, size_t size) {
-    bool shared;
-    fa_thread *thread = my_thread(arena, &shared);
-    size_t offset = (size_t)((unsigned char *)block - arena->base), rounded;
-    if (shared || !fa_chunk_is_current(&arena->bump, &thread->chunk)) return;
-    size_t cursor = FA_GET(thread->chunk.cursor);
-    if (!fa_align_up(fa_max(size, 1), arena->granule, &rounded)) return;
-    if (rounded > cursor || offset != cursor - rounded || offset < arena->mark[arena->marks].position) return;
-    if (cursor > FA_GET(thread->high)) FA_SET(thread->high, cursor);
-    FA_SET(thread->chunk.cursor, offset);
-    if (FA_GET(thread->live) == 0) return; /* it was counted before a rewind */
-    FA_SET(thread->allocated, FA_GET(thread->allocated) + 1);
-    FA_SET(thread->live, FA_GET(thread->live) - 1);
-    FA_SET(thread->bytes, FA_GET(thread->bytes) - size);
-}
-
 fa_status fa_arena_try_free(fa_arena *arena, void *block) {
     if (!in_region(arena, block)) return fallback_free(arena, block);
-    return arena->mapped ? mapped_free(arena, block) : FA_OK;
+    return arena->mapped ? fa_mapped_free(arena, block) : FA_OK;
 }
 
 void fa_arena_free(fa_arena *arena, void *block, size_t size) {
     if (block == NULL) return;
     if (!arena->mapped && in_region(arena, block)) {
-        bump_free(arena, block, size);
+        fa_bumped_free(arena, block, size);
         return;
     }
     fa_status status = fa_arena_try_free(arena, block);
@@ -661,7 +363,7 @@ size_t fa_arena_usable_size(const fa_arena *arena, const void *block) {
     if (in_region(arena, block)) {
         size_t offset = (size_t)((const unsigned char *)block - arena->base);
         if (arena->mapped && fa_blocks_check(&arena->blocks, offset) == FA_OK)
-            usable = block_bytes(arena, (uint32_t)(offset >> arena->blocks.shift));
+            usable = fa_mapped_block_bytes(arena, (uint32_t)(offset >> arena->blocks.shift));
     } else {
         const fa_slot *slot = fa_table_find(&arena->fallback, block);
         if (slot != NULL) usable = fallback_size(slot);
@@ -670,36 +372,11 @@ size_t fa_arena_usable_size(const fa_arena *arena, const void *block) {
     return usable;
 }
 
-/* In place, or FA_ERR_NOMEM if it must move. *old_size becomes what is known of the block. */
-static fa_status resize_in_place(fa_arena *arena, void *block, size_t *old_size, size_t new_size) {
-    uint32_t granules = granules_for(arena, new_size);
-    size_t offset = (size_t)((unsigned char *)block - arena->base);
-    uint32_t index = (uint32_t)(offset >> arena->blocks.shift);
-    lock(arena);
-    fa_status status = fa_blocks_check(&arena->blocks, offset);
-    if (status == FA_OK) {
-        *old_size = fa_blocks_size(&arena->blocks, index);
-        size_t end = offset + ((size_t)granules << arena->blocks.shift), had_end = offset + block_bytes(arena, index);
-        if (arena->closed) status = FA_ERR_STALE;
-        else if (granules == 0) status = FA_ERR_NOMEM;
-        else if (end > had_end) status = fa_region_use(&arena->region, fa_min(end, arena->region.capacity));
-        if (status == FA_OK && arena->kind == FA_WITNESS && new_size < *old_size)
-            fa_secure_zero((unsigned char *)block + new_size, had_end - offset - new_size);
-        if (status == FA_OK && !fa_blocks_resize(&arena->blocks, index, granules, new_size)) status = FA_ERR_NOMEM;
-        if (status == FA_OK) {
-            arena->bytes = arena->bytes - *old_size + new_size;
-            note_use(arena, end);
-        }
-    }
-    unlock(arena);
-    return status;
-}
-
 void *fa_arena_realloc(fa_arena *arena, void *block, size_t old_size, size_t new_size, size_t alignment) {
     if (block == NULL) return fa_arena_alloc(arena, new_size, alignment);
     bool inside = in_region(arena, block);
     if (inside && arena->mapped) {
-        fa_status status = resize_in_place(arena, block, &old_size, new_size);
+        fa_status status = fa_mapped_resize(arena, block, &old_size, new_size);
         bool aligned = ((uintptr_t)block & (fa_max(alignment, 1) - 1)) == 0;
         if (status == FA_OK && aligned) return block;
         if (status == FA_ERR_CORRUPT) {
@@ -727,83 +404,24 @@ void *fa_arena_realloc(fa_arena *arena, void *block, size_t old_size, size_t new
 
 /* ---- marks, rewind, reset --------------------------------------------------------------------------------------- */
 
-static fa_mark bump_mark(fa_arena *arena) {
-    bool shared;
-    fa_thread *thread = my_thread(arena, &shared);
-    size_t position = fa_bump_position(&arena->bump, &thread->chunk);
-    /* What this thread allocates from now on must lie above the mark: a chunk that is not topmost is given up. */
-    if (fa_chunk_is_current(&arena->bump, &thread->chunk) && position != FA_GET(thread->chunk.cursor))
-        FA_SET(thread->chunk.epoch, 0);
-    fa_bump_mark *top = &arena->mark[arena->marks];
-    if (arena->marks == 0 || top->position != position) {
-        if (arena->marks + 1 >= FA_MAX_LEVELS) return (fa_mark){0};
-        top = &arena->mark[++arena->marks];
-        uint64_t allocated;
-        bump_counts(arena, &top->live, &top->bytes, &allocated);
-        top->position = position;
-        top->serial = ++arena->serial;
-    }
-    return (fa_mark){.position = position, .serial = top->serial};
-}
-
-static fa_status bump_rewind(fa_arena *arena, fa_mark mark) {
-    for (uint32_t depth = arena->marks; depth > 0; depth--) {
-        fa_bump_mark *at = &arena->mark[depth];
-        if (at->serial > mark.serial) continue;
-        if (at->serial != mark.serial || at->position != mark.position) break;
-        arena->marks = depth;
-        release_fallbacks(arena, depth);
-        bump_release(arena, at->position, at->live, at->bytes);
-        return FA_OK;
-    }
-    return FA_ERR_STALE;
-}
-
-static fa_mark mapped_mark(fa_arena *arena, bool scope) {
-    fa_blocks *blocks = &arena->blocks;
-    fa_level *level = &blocks->level[blocks->depth];
-    if (scope || blocks->depth == 0 || level->scope || level->position != blocks->cursor || level->live > 0)
-        level = fa_blocks_push(blocks, scope);
-    return level == NULL ? (fa_mark){0} : (fa_mark){.position = level->position, .serial = level->serial};
-}
-
-/* Sums of the level and all above it. */
-static void live_from(const fa_arena *arena, const fa_level *level, uint64_t *live, uint64_t *bytes) {
-    *live = *bytes = 0;
-    for (const fa_level *at = level; at <= &arena->blocks.level[arena->blocks.depth]; at++) {
-        *live += at->live;
-        *bytes += at->bytes;
-    }
-}
-
-static fa_status mapped_rewind(fa_arena *arena, fa_mark mark) {
-    fa_level *level = fa_blocks_find(&arena->blocks, mark);
-    if (level == NULL) return FA_ERR_STALE;
-    uint64_t live, bytes;
-    live_from(arena, level, &live, &bytes);
-    if (arena->tracked && live > 0) return FA_ERR_BUSY;
-    size_t position = (size_t)level->position << arena->blocks.shift;
-    size_t cursor = (size_t)arena->blocks.cursor << arena->blocks.shift;
-    if (arena->kind == FA_WITNESS && live > 0) fa_secure_zero(at_offset(arena, position), cursor - position);
-    release_fallbacks(arena, (uint32_t)(level - arena->blocks.level));
-    fa_blocks_drop(&arena->blocks, level);
-    arena->live -= live;
-    arena->bytes -= bytes;
-    return FA_OK;
-}
-
 fa_mark fa_arena_mark(const fa_arena *arena) {
     fa_arena *writable = (fa_arena *)(uintptr_t)arena; /* a mark is bookkeeping: no block changes */
+    if (!arena->mapped) return fa_bumped_mark(writable);
     lock(arena);
-    fa_mark mark = arena->mapped ? mapped_mark(writable, false) : bump_mark(writable);
+    fa_mark mark = fa_mapped_mark(writable, false);
     unlock(arena);
     return mark;
 }
 
 fa_status fa_arena_rewind(fa_arena *arena, fa_mark mark) {
     lock(arena);
-    fa_status status = arena->mapped ? mapped_rewind(arena, mark) : bump_rewind(arena, mark);
-    if (status == FA_OK) arena->rewinds++;
+    uint32_t level = 0;
+    fa_status status =
+        arena->mapped ? fa_mapped_rewind(arena, mark, &level) : fa_bumped_rewind(arena, mark, &level);
+    if (status == FA_OK) {
+        release_fallbacks(arena, level);
+        arena->rewinds++;
+    }
     unlock(arena);
     return status;
 }
@@ -811,7 +429,7 @@ fa_status fa_arena_rewind(fa_arena *arena, fa_mark mark) {
 fa_mark fa_arena_scope_enter(fa_arena *arena) {
     FA_ASSERT(arena->tracked);
     lock(arena);
-    fa_mark mark = arena->closed ? (fa_mark){0} : mapped_mark(arena, true);
+    fa_mark mark = arena->closed ? (fa_mark){0} : fa_mapped_mark(arena, true);
     unlock(arena);
     return mark;
 }
@@ -822,7 +440,7 @@ fa_status fa_arena_scope_leave(fa_arena *arena, fa_mark mark, uint64_t *live, ui
     fa_level *level = fa_blocks_find(&arena->blocks, mark);
     fa_status status = level == NULL || level->left ? FA_ERR_STALE : FA_OK;
     if (status == FA_OK) {
-        live_from(arena, level, live, bytes);
+        fa_mapped_live(arena, level, live, bytes);
         level->left = true;
         /* Marks made inside end with the scope; scopes opened inside and not left yet keep it waiting. */
         for (fa_level *above = level + 1; above <= &arena->blocks.level[arena->blocks.depth]; above++)
@@ -840,7 +458,7 @@ fa_status fa_arena_live(const fa_arena *arena, const fa_mark *mark, uint64_t *li
     lock(arena);
     const fa_level *level = mark == NULL ? arena->blocks.level : fa_blocks_find(&arena->blocks, *mark);
     if (level == NULL) status = FA_ERR_STALE;
-    else live_from(arena, level, live, bytes);
+    else fa_mapped_live(arena, level, live, bytes);
     unlock(arena);
     return status;
 }
@@ -850,11 +468,11 @@ static void release_all(fa_arena *arena, fa_table *orphans) {
     if (arena->mapped) {
         size_t cursor = (size_t)arena->blocks.cursor << arena->blocks.shift;
         if (arena->kind == FA_WITNESS && arena->live > 0) fa_secure_zero(arena->base, cursor);
-        mapped_reset(arena);
+        fa_mapped_reset(arena);
         arena->live = arena->bytes = 0;
     } else {
         arena->marks = 0;
-        bump_release(arena, 0, 0, 0);
+        fa_bumped_release(arena, 0, 0, 0);
     }
     *orphans = arena->fallback;
     fa_table_init(&arena->fallback);
@@ -878,7 +496,7 @@ fa_status fa_arena_reset(fa_arena *arena) {
 
 /* Zeroes every byte that was ever handed out; the lock is held. */
 static void zero_all(fa_arena *arena) {
-    size_t used = arena->mapped ? arena->high : fa_max(arena->high, bump_used(arena, true));
+    size_t used = arena->mapped ? arena->high : fa_max(arena->high, fa_bumped_used(arena, true));
     fa_secure_zero(arena->base, used);
     size_t position = 0;
     for (fa_slot *slot = fa_table_next(&arena->fallback, &position); slot != NULL;
@@ -994,13 +612,13 @@ fa_status fa_arena_get_stats(const fa_arena *arena, fa_arena_stats *stats) {
         live = arena->live;
         bytes = arena->bytes;
         allocated = arena->allocated;
-        used = mapped_used(arena);
+        used = fa_mapped_used(arena);
         cached = arena->blocks.free << arena->blocks.shift;
         peak = arena->peak;
     } else {
-        bump_counts(arena, &live, &bytes, &allocated);
-        used = bump_used(arena, false);
-        peak = fa_max((size_t)arena->peak, bump_used(arena, true));
+        fa_bumped_counts(arena, &live, &bytes, &allocated);
+        used = fa_bumped_used(arena, false);
+        peak = fa_max((size_t)arena->peak, fa_bumped_used(arena, true));
     }
     *stats = (fa_arena_stats){
         .requested = bytes,
@@ -1033,8 +651,8 @@ fa_status fa_arena_get_protection(const fa_arena *arena, fa_protection *protecti
 
 uint64_t fa_arena_restart_peak(fa_arena *arena, uint64_t *used_now) {
     lock(arena);
-    *used_now = arena->mapped ? mapped_used(arena) : bump_used(arena, false);
-    uint64_t peak = arena->mapped ? arena->peak : fa_max((size_t)arena->peak, bump_used(arena, true));
+    *used_now = arena->mapped ? fa_mapped_used(arena) : fa_bumped_used(arena, false);
+    uint64_t peak = arena->mapped ? arena->peak : fa_max((size_t)arena->peak, fa_bumped_used(arena, true));
     arena->peak = *used_now;
     unlock(arena);
     return peak;
@@ -1054,9 +672,9 @@ bool fa_arena_is_valid(const fa_arena *arena) {
     bool valid = fa_table_is_valid(&arena->fallback) && arena->high <= arena->region.capacity;
     if (valid && arena->mapped) {
         uint64_t live, bytes;
-        live_from(arena, arena->blocks.level, &live, &bytes);
+        fa_mapped_live(arena, arena->blocks.level, &live, &bytes);
         valid = fa_blocks_is_valid(&arena->blocks) && live == arena->live && bytes == arena->bytes &&
-                mapped_used(arena) <= arena->peak;
+                fa_mapped_used(arena) <= arena->peak;
     } else if (valid) {
         const fa_thread *thread;
         size_t cursor = FA_GET(arena->bump.cursor);

@@ -1,0 +1,780 @@
+/*
+ * adapters/numpy.c - NumPy's array data from an arena or a manager (NEP 49)
+ *
+ * NumPy asks its current handler (a capsule around a PyDataMem_Handler, kept in a context variable) for the data of every
+ * array, and every array keeps the handler it was made with until its data is freed. So the capsule holds the Heap,
+ * and NumPy holds the capsule: the memory stays as long as an array, or a view of it, does.
+ *
+ * Our capsules are links of a chain. A scope (`with using_allocator(a):`) makes its handler the current one and notes
+ * in it what was current before (`outer`); leaving puts that back. As the chain hangs on the context variable, each thread,
+ * task and context sees its own, and nothing is kept anywhere else:
+ *
+ *     current -> handler of b -> handler of a -> NumPy's default
+ *                (entered 1)     (entered 1)
+ *
+ * A handler that nobody is inside of holds no `outer`, so an array keeps only its own arena.
+ *
+ * NumPy's headers are not used: its C API is a table of pointers in a capsule, the four entries we take have had their places
+ * since 1.22, and so one binary works with 1.26 and every 2.x.
+ */
+#include "numpy.h"
+
+#include "mem/base.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* ---- NumPy's side ------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    void *context;
+    void *(*malloc)(void *context, size_t size);
+    void *(*calloc)(void *context, size_t count, size_t size);
+    void *(*realloc)(void *context, void *block, size_t size);
+    void (*free)(void *context, void *block, size_t size);
+} numpy_functions;
+
+/* PyDataMem_Handler, version 1. */
+typedef struct {
+    char name[127];
+    uint8_t version;
+    numpy_functions functions;
+} numpy_handler;
+
+#define NUMPY_CAPSULE_NAME "mem_handler"
+#define NUMPY_HANDLER_VERSION 1
+
+/* Places in the table, and the first version of it (of NumPy 1.22) that has handlers. */
+enum { NUMPY_FEATURE_VERSION = 211, NUMPY_SET_HANDLER = 304, NUMPY_GET_HANDLER = 305, NUMPY_DEFAULT_HANDLER = 306 };
+#define NUMPY_FIRST_FEATURE 0xfU
+
+static PyObject *(*set_handler)(PyObject *handler); /* null is the default; returns the one before */
+static PyObject *(*get_handler)(void);
+static PyObject *default_handler;
+
+static void *numpy_table(void) {
+    static const char *const names[] = {"numpy._core._multiarray_umath", "numpy.core._multiarray_umath"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        PyErr_Clear();
+        PyObject *module = PyImport_ImportModule(names[i]);
+        if (!module) continue;
+        PyObject *capsule = PyObject_GetAttrString(module, "_ARRAY_API");
+        void *table = capsule ? PyCapsule_GetPointer(capsule, NULL) : NULL;
+        Py_XDECREF(capsule);
+        Py_DECREF(module);
+        return table;
+    }
+    return NULL;
+}
+
+/* Imports NumPy, the first time it is needed. */
+static int numpy_ready(void) {
+    if (FA_LIKELY(set_handler != NULL)) return 0;
+    void **table = numpy_table();
+    if (!table) return -1;
+    unsigned (*feature_version)(void);
+    memcpy(&feature_version, &table[NUMPY_FEATURE_VERSION], sizeof feature_version);
+    if (feature_version() < NUMPY_FIRST_FEATURE) {
+        PyErr_SetString(fa_UnsupportedError, "this NumPy has no data-allocation handlers; 1.22 was the first");
+        return -1;
+    }
+    memcpy(&default_handler, table[NUMPY_DEFAULT_HANDLER], sizeof default_handler);
+    memcpy(&get_handler, &table[NUMPY_GET_HANDLER], sizeof get_handler);
+    memcpy(&set_handler, &table[NUMPY_SET_HANDLER], sizeof set_handler);
+    return 0;
+}
+
+/* ---- our handlers ------------------------------------------------------------------------------------------------- */
+
+typedef struct handler {
+    numpy_handler numpy; /* first: what the capsule points at */
+    fa_heap *heap;       /* null: the functions are those of `source` */
+    PyObject *source;    /* another handler's capsule, that this one stands for */
+    PyObject *allocator; /* the Arena or Manager, while entered */
+    PyObject *outer;     /* the capsule that was current before, while entered */
+    size_t entered;      /* scopes that are open on it, in whatever contexts */
+    bool lasting;        /* of set_allocator(): not a scope, ends with the scope around it */
+} handler;
+
+/*
+ * The four functions. NumPy may call them without the GIL and while Python is shutting down: no Python object is
+ * touched. `context` is a Heap, which the capsule holds. The size that free is given is not to be trusted.
+ */
+FA_HOT static void *array_malloc(void *context, size_t size) {
+    const fa_heap *heap = context;
+    if (heap->arena) return fa_arena_alloc(heap->arena, size, heap->array_alignment);
+    return fa_aligned_alloc(heap->manager, heap->array_alignment, size);
+}
+
+static void *array_calloc(void *context, size_t count, size_t size) {
+    const fa_heap *heap = context;
+    if (size != 0 && count > SIZE_MAX / size) return NULL;
+    if (heap->arena) return fa_arena_alloc_zeroed(heap->arena, count * size, heap->array_alignment);
+    return fa_manager_alloc_zeroed(heap->manager, heap->array_alignment, count * size);
+}
+
+FA_HOT static void array_free(void *context, void *block, size_t size) {
+    const fa_heap *heap = context;
+    (void)size;
+    if (!block) return;
+    if (heap->arena) fa_arena_free(heap->arena, block, fa_arena_usable_size(heap->arena, block));
+    else fa_free(heap->manager, block);
+}
+
+static void *array_realloc(void *context, void *block, size_t size) {
+    const fa_heap *heap = context;
+    if (!block) return array_malloc(context, size);
+    if (heap->arena) {
+        size_t old_size = fa_arena_usable_size(heap->arena, block);
+        return fa_arena_realloc(heap->arena, block, old_size, size, heap->array_alignment);
+    }
+    fa_status status;
+    return fa_manager_try_realloc(heap->manager, block, heap->array_alignment, size ? size : 1, &status);
+}
+
+static void handler_drop(PyObject *capsule) {
+    handler *dropped = PyCapsule_GetPointer(capsule, NUMPY_CAPSULE_NAME);
+    Py_XDECREF(dropped->outer);
+    Py_XDECREF(dropped->allocator);
+    Py_XDECREF(dropped->source);
+    Py_XDECREF(dropped->heap);
+    PyMem_Free(dropped);
+}
+
+/* The handler in a capsule; null if it is not one of ours. */
+static handler *ours(PyObject *capsule) {
+    if (!capsule || PyCapsule_GetDestructor(capsule) != handler_drop) {
+        PyErr_Clear();
+        return NULL;
+    }
+    return PyCapsule_GetPointer(capsule, NUMPY_CAPSULE_NAME);
+}
+
+/* A capsule for the heap, or one that stands for `source`. Nobody is inside yet. */
+static PyObject *handler_new(fa_heap *heap, PyObject *source) {
+    handler *made = PyMem_Calloc(1, sizeof *made);
+    if (!made) return PyErr_NoMemory();
+    if (heap) {
+        snprintf(made->numpy.name, sizeof made->numpy.name, "fastalloc %s", heap->label);
+        made->numpy.version = NUMPY_HANDLER_VERSION;
+        made->numpy.functions = (numpy_functions){heap, array_malloc, array_calloc, array_realloc, array_free};
+    } else {
+        const numpy_handler *other = PyCapsule_GetPointer(source, NUMPY_CAPSULE_NAME);
+        if (!other) {
+            PyMem_Free(made);
+            return NULL;
+        }
+        made->numpy = *other;
+    }
+    PyObject *capsule = PyCapsule_New(made, NUMPY_CAPSULE_NAME, handler_drop);
+    if (!capsule) {
+        PyMem_Free(made);
+        return NULL;
+    }
+    made->heap = (fa_heap *)Py_XNewRef(heap);
+    made->source = heap ? NULL : Py_XNewRef(source);
+    return capsule;
+}
+
+/* What a handler allocates from, for messages. */
+static const char *handler_label(PyObject *capsule) {
+    const handler *own = ours(capsule);
+    if (own && own->heap) return own->heap->label;
+    if (capsule == default_handler || (own && own->source == default_handler)) return "NumPy's default allocator";
+    const numpy_handler *other = PyCapsule_GetPointer(capsule, NUMPY_CAPSULE_NAME);
+    return other ? other->name : "an unknown allocator";
+}
+
+/* Steals nothing; `outer` is what was current. */
+static void handler_enter(handler *entered, PyObject *allocator, PyObject *outer) {
+    if (entered->entered++ == 0) {
+        Py_XSETREF(entered->outer, Py_NewRef(outer));
+        Py_XSETREF(entered->allocator, Py_XNewRef(allocator));
+    }
+}
+
+static void handler_leave(handler *left) {
+    if (left->entered == 0 || --left->entered > 0) return;
+    PyObject *outer = left->outer, *allocator = left->allocator;
+    left->outer = left->allocator = NULL;
+    Py_XDECREF(outer);
+    Py_XDECREF(allocator);
+}
+
+static int make_current(PyObject *capsule) {
+    PyObject *before = set_handler(capsule);
+    if (!before) return -1;
+    Py_DECREF(before);
+    return 0;
+}
+
+/* ---- what to allocate from ---------------------------------------------------------------------------------------- */
+
+/*
+ * The argument of using_allocator and set_allocator: an Arena or a Manager; None for NumPy's default; or an OtherAllocator,
+ * which is somebody else's handler.
+ */
+typedef struct {
+    PyObject_HEAD
+    PyObject *capsule;
+} other_allocator;
+
+static PyTypeObject *other_type;
+static PyTypeObject *using_type;
+static PyTypeObject *routed_type;
+
+static bool is_allocator(PyObject *target) { return PyObject_TypeCheck(target, fa_allocator_type); }
+
+static int check_target(PyObject *target) {
+    if (target == Py_None || is_allocator(target) || PyObject_TypeCheck(target, other_type)) return 0;
+    PyErr_Format(fa_ArgumentTypeError, "allocator: expected an Arena, a Manager or None, not %R",
+                 (PyObject *)Py_TYPE(target));
+    return -1;
+}
+
+/* The capsule that an Arena or a Manager keeps for itself. Borrowed. */
+static PyObject *own_capsule(fa_allocator *allocator) {
+    fa_heap *heap = fa_allocator_heap(allocator);
+    if (!heap) return NULL;
+    if (!allocator->capsule) allocator->capsule = handler_new(heap, NULL);
+    return allocator->capsule;
+}
+
+/* A capsule for the target that nobody is inside of. */
+static PyObject *fresh_capsule(PyObject *target) {
+    if (is_allocator(target)) {
+        fa_heap *heap = fa_allocator_heap((fa_allocator *)target);
+        return heap ? handler_new(heap, NULL) : NULL;
+    }
+    return handler_new(NULL, target == Py_None ? default_handler : ((other_allocator *)target)->capsule);
+}
+
+/* Whether a handler allocates for the target; also from memory that the arena has since replaced. */
+static bool is_for(const handler *own, PyObject *target) {
+    if (is_allocator(target)) return own->heap && own->heap->lineage == ((fa_allocator *)target)->lineage;
+    return own->source && own->source == (target == Py_None ? default_handler : ((other_allocator *)target)->capsule);
+}
+
+static int enter(PyObject *target) {
+    if (numpy_ready()) return -1;
+    /* Usually nobody is inside of the arena's own handler: one call does it. */
+    if (is_allocator(target)) {
+        PyObject *capsule = own_capsule((fa_allocator *)target);
+        if (!capsule) return -1;
+        handler *own = ours(capsule);
+        if (own->entered == 0) {
+            Py_INCREF(capsule);
+            PyObject *outer = set_handler(capsule);
+            if (outer) {
+                handler_enter(own, target, outer);
+                Py_DECREF(outer);
+            }
+            Py_DECREF(capsule);
+            return outer ? 0 : -1;
+        }
+    }
+    PyObject *outer = get_handler();
+    if (!outer) return -1;
+    PyObject *capsule = NULL;
+    if (is_allocator(target)) { /* another thread may be inside of it, over the same handler */
+        capsule = own_capsule((fa_allocator *)target);
+        const handler *own = capsule ? ours(capsule) : NULL;
+        capsule = own && own->entered && own->outer == outer ? Py_NewRef(capsule) : NULL;
+        if (PyErr_Occurred()) goto failed;
+    }
+    if (!capsule) capsule = fresh_capsule(target);
+    if (!capsule || make_current(capsule)) goto failed;
+    handler_enter(ours(capsule), target, outer);
+    Py_DECREF(capsule);
+    Py_DECREF(outer);
+    return 0;
+failed:
+    Py_XDECREF(capsule);
+    Py_DECREF(outer);
+    return -1;
+}
+
+/*
+ * Rebuilds the links of the chain from `current` down to and without `end`, on top of `bottom`, and makes the topmost the
+ * current one. Handlers of `old` are made anew for `heap`. New links, not changed ones: other threads and contexts may
+ * have the same ones in their chains.
+ */
+static int rebuild(PyObject *current, PyObject *end, PyObject *bottom, fa_heap *old, fa_heap *heap) {
+    if (current == end) return make_current(bottom);
+    size_t depth = 0;
+    for (PyObject *link = current; link != end; link = ours(link)->outer) depth++;
+    PyObject **links = PyMem_Malloc(depth * sizeof *links);
+    if (!links) return PyErr_NoMemory(), -1;
+    size_t i = 0;
+    for (PyObject *link = current; link != end; link = ours(link)->outer) links[i++] = Py_NewRef(link);
+
+    PyObject *base = Py_NewRef(bottom);
+    int failed = 0;
+    for (i = depth; i-- > 0 && !failed;) {
+        const handler *from = ours(links[i]);
+        PyObject *made = handler_new(from->heap == old && heap ? heap : from->heap, from->source);
+        if (!made) {
+            failed = -1;
+            break;
+        }
+        ours(made)->lasting = from->lasting;
+        handler_enter(ours(made), from->allocator, base);
+        Py_SETREF(base, made);
+    }
+    if (!failed) failed = make_current(base);
+    if (!failed) {
+        for (i = 0; i < depth; i++) handler_leave(ours(links[i]));
+    }
+    for (i = 0; i < depth; i++) Py_DECREF(links[i]);
+    PyMem_Free(links);
+    Py_DECREF(base);
+    return failed;
+}
+
+/* The rest of leave(): somebody else's handler is on top. Whatever is found, no wrong allocator stays. */
+FA_COLD static int leave_out_of_order(PyObject *target, const char *label, PyObject *current) {
+    PyObject *link = current;
+    PyObject *intruder = NULL; /* the topmost scope above ours */
+    for (handler *own = ours(link); own && own->entered; own = ours(link)) {
+        if (!own->lasting && is_for(own, target)) {
+            PyObject *outer = Py_NewRef(own->outer);
+            Py_INCREF(link);
+            int failed;
+            if (!intruder) failed = make_current(outer); /* only what set_allocator() left: it ends with the scope */
+            else failed = rebuild(current, link, outer, NULL, NULL);
+            if (!failed) handler_leave(own);
+            Py_DECREF(link);
+            Py_DECREF(outer);
+            if (failed || !intruder) return failed;
+            PyErr_Format(fa_ScopeError,
+                         "the scope of %s ended inside the scope of %s: scopes must be left in the reverse order. The scope "
+                         "of %s stays, as if the other had never been there",
+                         label, handler_label(intruder), handler_label(intruder));
+            return -1;
+        }
+        if (!own->lasting && !intruder) intruder = link;
+        link = own->outer;
+    }
+    const handler *top = ours(current);
+    if (top && top->entered) {
+        PyErr_Format(fa_ScopeError,
+                     "the scope of %s was not entered in this thread or context, where the scope of %s is the innermost",
+                     label, handler_label(current));
+    } else if (current == default_handler) {
+        PyErr_Format(fa_ScopeError, "the scope of %s was not entered in this thread or context, or %s was made current inside",
+                     label, handler_label(current));
+    } else {
+        PyErr_Format(fa_ScopeError,
+                     "at the end of the scope of %s, %s is NumPy's current allocator and not of fastalloc.using_allocator: "
+                     "NumPy's default allocator is the current one now",
+                     label, handler_label(current));
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        if (make_current(NULL)) PyErr_Clear();
+        PyErr_Restore(type, value, traceback);
+    }
+    return -1;
+}
+
+static int leave(PyObject *target, const char *label) {
+    if (numpy_ready()) return -1;
+    PyObject *current = get_handler();
+    if (!current) return -1;
+    handler *own = ours(current);
+    int failed;
+    if (FA_LIKELY(own && own->entered && !own->lasting && is_for(own, target))) {
+        failed = make_current(own->outer);
+        if (!failed) handler_leave(own);
+    } else {
+        failed = leave_out_of_order(target, label, current);
+    }
+    Py_DECREF(current);
+    return failed;
+}
+
+int fa_numpy_replace_heap(fa_allocator *allocator, fa_heap *old, fa_heap *heap) {
+    (void)allocator;
+    if (!set_handler) return 0;
+    PyObject *current = get_handler();
+    if (!current) return -1;
+    PyObject *end = current; /* below the lowest link that is of the old heap */
+    for (PyObject *link = current; ours(link) && ours(link)->entered; link = ours(link)->outer) {
+        if (ours(link)->heap == old) end = ours(link)->outer;
+    }
+    int failed = 0;
+    if (end != current) {
+        PyObject *bottom = Py_NewRef(end);
+        failed = rebuild(current, end, bottom, old, heap);
+        Py_DECREF(bottom);
+    }
+    Py_DECREF(current);
+    return failed;
+}
+
+void fa_numpy_restore_default(void) {
+    if (!set_handler) return;
+    PyObject *current = get_handler();
+    if (current && ours(current) && make_current(NULL)) PyErr_Clear();
+    Py_XDECREF(current);
+    PyErr_Clear();
+}
+
+/* The Python object for a capsule: None, an Arena, a Manager, an OtherAllocator. */
+static PyObject *target_of(PyObject *capsule) {
+    const handler *own = ours(capsule);
+    if (own && own->allocator) return Py_NewRef(own->allocator);
+    if (own && own->heap && own->heap->allocator) return Py_NewRef(own->heap->allocator);
+    if (own && own->source) capsule = own->source;
+    if (capsule == default_handler) Py_RETURN_NONE;
+    other_allocator *other = PyObject_New(other_allocator, other_type);
+    if (other) other->capsule = Py_NewRef(capsule);
+    return (PyObject *)other;
+}
+
+/* ---- OtherAllocator ----------------------------------------------------------------------------------------------- */
+
+static void other_dealloc(PyObject *self) {
+    Py_XDECREF(((other_allocator *)self)->capsule);
+    fa_python_free(self);
+}
+
+static PyObject *other_get_name(PyObject *self, void *Py_UNUSED(closure)) {
+    return PyUnicode_FromFormat("%s", handler_label(((other_allocator *)self)->capsule));
+}
+
+static PyObject *other_repr(PyObject *self) {
+    return PyUnicode_FromFormat("<fastalloc.OtherAllocator '%s'>", handler_label(((other_allocator *)self)->capsule));
+}
+
+static PyGetSetDef other_getset[] = {{"name", other_get_name, NULL, "The handler's own name.", NULL},
+                                     {NULL, NULL, NULL, NULL, NULL}};
+
+static PyMethodDef other_methods[] = {{"__reduce__", fa_python_no_pickle, METH_NOARGS, NULL}, {NULL, NULL, 0, NULL}};
+
+static PyType_Slot other_slots[] = {
+    {Py_tp_dealloc, FA_SLOT(other_dealloc)},
+    {Py_tp_repr, FA_SLOT(other_repr)},
+    {Py_tp_getset, other_getset},
+    {Py_tp_methods, other_methods},
+    {Py_tp_doc, "A data handler of NumPy that is not of fastalloc, as get_allocator() found it.\n\n"
+                "It can be given to set_allocator() and using_allocator()."},
+    {0, NULL}};
+
+static PyType_Spec other_spec = {"fastalloc.OtherAllocator", (int)sizeof(other_allocator), 0,
+                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+                                 other_slots};
+
+/* ---- using_allocator ---------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *target;
+} using_object;
+
+static const char *target_label(PyObject *target) {
+    if (is_allocator(target)) return ((fa_allocator *)target)->label;
+    return handler_label(target == Py_None ? default_handler : ((other_allocator *)target)->capsule);
+}
+
+static PyObject *using_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
+    static const char *names[] = {"allocator", NULL};
+    PyObject *target;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O:using_allocator", (char **)names, &target)) return NULL;
+    if (check_target(target)) return NULL;
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    using_object *self = (using_object *)allocate(type, 0);
+    if (self) self->target = Py_NewRef(target);
+    return (PyObject *)self;
+}
+
+static int using_traverse(PyObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(((using_object *)self)->target);
+    return 0;
+}
+
+static int using_clear(PyObject *self) {
+    Py_CLEAR(((using_object *)self)->target);
+    return 0;
+}
+
+static void using_dealloc(PyObject *self) {
+    PyObject_GC_UnTrack(self);
+    using_clear(self);
+    fa_python_free(self);
+}
+
+static PyObject *using_enter(PyObject *self, PyObject *Py_UNUSED(unused)) {
+    PyObject *target = ((using_object *)self)->target;
+    return enter(target) ? NULL : Py_NewRef(target);
+}
+
+static PyObject *using_exit(PyObject *self, PyObject *Py_UNUSED(args)) {
+    PyObject *target = ((using_object *)self)->target;
+    if (leave(target, target_label(target))) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *using_repr(PyObject *self) {
+    return PyUnicode_FromFormat("fastalloc.using_allocator(%R)", ((using_object *)self)->target);
+}
+
+static PyMethodDef using_methods[] = {{"__enter__", using_enter, METH_NOARGS, NULL},
+                                      {"__exit__", using_exit, METH_VARARGS, NULL},
+                                      {"__reduce__", fa_python_no_pickle, METH_NOARGS, NULL},
+                                      {NULL, NULL, 0, NULL}};
+
+static PyMemberDef using_members[] = {
+    {"allocator", T_OBJECT, offsetof(using_object, target), READONLY, "what is current inside"}, {NULL, 0, 0, 0, NULL}};
+
+static PyType_Slot using_slots[] = {
+    {Py_tp_new, FA_SLOT(using_new)},
+    {Py_tp_dealloc, FA_SLOT(using_dealloc)},
+    {Py_tp_traverse, FA_SLOT(using_traverse)},
+    {Py_tp_clear, FA_SLOT(using_clear)},
+    {Py_tp_repr, FA_SLOT(using_repr)},
+    {Py_tp_methods, using_methods},
+    {Py_tp_members, using_members},
+    {Py_tp_doc,
+     "using_allocator(allocator)\n--\n\nA context manager: NumPy's array data comes from this allocator inside.\n\n"
+     "Every array whose data NumPy allocates inside, temporaries included, is in the arena or manager. Arrays made before\n"
+     "stay where they are; arrays made inside keep their memory alive after the end.\n\n"
+     "The same object may be entered again, nested, and by several threads at once. New threads begin with NumPy's\n"
+     "default; asyncio tasks and contextvars contexts inherit what is current where they are made. A generator that\n"
+     "is suspended inside leaves its allocator to its caller until it goes on.\n\n"
+     "If the arena's reset(retire=True) gives it new memory inside, the scope goes on there; scopes that are open in\n"
+     "other threads go on in the old memory until they end. If the arena is closed inside, new arrays are a MemoryError.\n\n"
+     "Parameters\n----------\nallocator : Arena, Manager or None\n    None is NumPy's own.\n\n"
+     "Raises\n------\nArgumentTypeError\n    If it is none of these.\nClosedError\n    On entering, if it is closed.\n"
+     "ScopeError\n    On leaving, if another scope was entered inside and not left (the message names both; the other\n"
+     "    scope stays), or if this one was not entered in this thread or context.\n\n"
+     "Notes\n-----\nEntering and leaving set a context variable once each: about a quarter of a microsecond together."},
+    {0, NULL}};
+
+static PyType_Spec using_spec = {"fastalloc.using_allocator", (int)sizeof(using_object), 0,
+                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE, using_slots};
+
+/* ---- set_allocator, get_allocator --------------------------------------------------------------------------------- */
+
+static PyObject *get_allocator(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {
+    if (numpy_ready()) return NULL;
+    PyObject *current = get_handler();
+    if (!current) return NULL;
+    PyObject *target = target_of(current);
+    Py_DECREF(current);
+    return target;
+}
+
+/* Takes the place of an earlier set_allocator at the same depth of scopes, and leaves the scopes in place. */
+static PyObject *set_allocator(PyObject *Py_UNUSED(module), PyObject *target) {
+    if (check_target(target) || numpy_ready()) return NULL;
+    PyObject *current = get_handler();
+    if (!current) return NULL;
+    PyObject *base = current;
+    while (ours(base) && ours(base)->lasting && ours(base)->outer) base = ours(base)->outer;
+
+    PyObject *capsule = NULL;
+    bool in_scope = ours(base) && ours(base)->entered;
+    if (in_scope || is_allocator(target)) {
+        capsule = fresh_capsule(target);
+        if (capsule) {
+            ours(capsule)->lasting = true;
+            handler_enter(ours(capsule), target, base);
+        }
+    } else {
+        capsule = Py_NewRef(target == Py_None ? default_handler : ((other_allocator *)target)->capsule);
+    }
+    PyObject *before = capsule ? target_of(current) : NULL;
+    if (before && make_current(capsule)) Py_CLEAR(before);
+    if (before && base != current) handler_leave(ours(current));
+    Py_XDECREF(capsule);
+    Py_DECREF(current);
+    return before;
+}
+
+static PyMethodDef functions[] = {
+    {"get_allocator", get_allocator, METH_NOARGS,
+     "get_allocator()\n--\n\nWhat NumPy's array data comes from in this thread and context.\n\n"
+     "Returns\n-------\nArena, Manager, None or OtherAllocator\n    None is NumPy's own allocator."},
+    {"set_allocator", set_allocator, METH_O,
+     "set_allocator(allocator, /)\n--\n\nLet NumPy's array data come from this allocator from now on.\n\n"
+     "In this thread and context; inside a using_allocator scope, until that ends.\n\n"
+     "Parameters\n----------\nallocator : Arena, Manager, None or OtherAllocator\n    None is NumPy's own.\n\n"
+     "Returns\n-------\nArena, Manager, None or OtherAllocator\n    What it was before.\n\n"
+     "Raises\n------\nArgumentTypeError\n    If it is none of these.\nClosedError\n    If it is closed."},
+    {NULL, NULL, 0, NULL}};
+
+/* ---- Routed: NumPy's functions as methods of an arena ------------------------------------------------------------- */
+
+/*
+ * A method descriptor: `arena.empty(8)` calls the Routed with (arena, 8), which calls numpy.empty(8) with the arena's handler
+ * as the current one. It looks at the arena each time, so it keeps nothing alive.
+ */
+typedef struct {
+    PyObject_HEAD
+    PyObject *name;
+    PyObject *function; /* null until first used: NumPy is imported then */
+} routed_object;
+
+static PyObject *routed_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
+    static const char *names[] = {"name", NULL};
+    PyObject *name;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "U:Routed", (char **)names, &name)) return NULL;
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    routed_object *self = (routed_object *)allocate(type, 0);
+    if (self) self->name = Py_NewRef(name);
+    return (PyObject *)self;
+}
+
+static int routed_traverse(PyObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(((routed_object *)self)->function);
+    return 0;
+}
+
+static int routed_clear(PyObject *self) {
+    Py_CLEAR(((routed_object *)self)->function);
+    return 0;
+}
+
+static void routed_dealloc(PyObject *self) {
+    PyObject_GC_UnTrack(self);
+    routed_clear(self);
+    Py_XDECREF(((routed_object *)self)->name);
+    fa_python_free(self);
+}
+
+/* Borrowed. */
+static PyObject *routed_function(routed_object *routed) {
+    if (FA_LIKELY(routed->function != NULL)) return routed->function;
+    PyObject *numpy = PyImport_ImportModule("numpy");
+    if (!numpy) return NULL;
+    routed->function = PyObject_GetAttr(numpy, routed->name);
+    Py_DECREF(numpy);
+    return routed->function;
+}
+
+/* NumPy's MemoryError says what it could not allocate; ours, from it, says where. */
+FA_COLD static void explain_memory_error(fa_allocator *allocator) {
+    PyObject *type, *cause, *traceback;
+    PyErr_Fetch(&type, &cause, &traceback);
+    PyErr_NormalizeException(&type, &cause, &traceback);
+    PyErr_Format(fa_OutOfMemoryError, "%s: %S", allocator->label, cause);
+    PyObject *new_type, *error, *new_traceback;
+    PyErr_Fetch(&new_type, &error, &new_traceback);
+    PyErr_NormalizeException(&new_type, &error, &new_traceback);
+    if (cause && error && PyObject_TypeCheck(error, (PyTypeObject *)PyExc_BaseException)) {
+        if (traceback) PyException_SetTraceback(cause, traceback);
+        PyException_SetCause(error, Py_NewRef(cause));
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(cause);
+    Py_XDECREF(traceback);
+    PyErr_Restore(new_type, error, new_traceback);
+}
+
+static PyObject *call_inside(fa_allocator *allocator, PyObject *function, PyObject *args, PyObject *keywords) {
+    PyObject *capsule = own_capsule(allocator);
+    if (!capsule) return NULL;
+    Py_INCREF(capsule);
+    PyObject *outer = set_handler(capsule);
+    PyObject *result = outer ? PyObject_Call(function, args, keywords) : NULL;
+    if (outer) {
+        if (FA_LIKELY(result != NULL)) {
+            if (make_current(outer)) Py_CLEAR(result);
+        } else {
+            PyObject *type, *value, *traceback;
+            PyErr_Fetch(&type, &value, &traceback);
+            if (make_current(outer)) PyErr_Clear();
+            PyErr_Restore(type, value, traceback);
+            if (PyErr_ExceptionMatches(PyExc_MemoryError) && !PyErr_ExceptionMatches(fa_OutOfMemoryError)) {
+                explain_memory_error(allocator);
+            }
+        }
+        Py_DECREF(outer);
+    }
+    Py_DECREF(capsule);
+    return result;
+}
+
+static PyObject *routed_call(PyObject *self, PyObject *args, PyObject *keywords) {
+    if (numpy_ready()) return NULL;
+    PyObject *function = routed_function((routed_object *)self);
+    if (!function) return NULL;
+    Py_ssize_t count = PyTuple_Size(args);
+    PyObject *allocator = count > 0 ? PyTuple_GetItem(args, 0) : NULL;
+    if (!allocator || !is_allocator(allocator)) {
+        PyErr_Format(PyExc_TypeError, "%U() is a method of an Arena or a Manager", ((routed_object *)self)->name);
+        return NULL;
+    }
+    PyObject *rest = PyTuple_GetSlice(args, 1, count);
+    if (!rest) return NULL;
+    Py_INCREF(function);
+    PyObject *result = call_inside((fa_allocator *)allocator, function, rest, keywords);
+    Py_DECREF(function);
+    Py_DECREF(rest);
+    return result;
+}
+
+static PyObject *method_type; /* types.MethodType */
+
+static PyObject *routed_get(PyObject *self, PyObject *object, PyObject *Py_UNUSED(type)) {
+    if (!object || object == Py_None) return Py_NewRef(self);
+    return PyObject_CallFunctionObjArgs(method_type, self, object, NULL);
+}
+
+static PyObject *routed_repr(PyObject *self) {
+    return PyUnicode_FromFormat("<numpy.%U as a method of an allocator>", ((routed_object *)self)->name);
+}
+
+static PyObject *routed_get_doc(PyObject *self, void *Py_UNUSED(closure)) {
+    routed_object *routed = (routed_object *)self;
+    PyObject *function = routed_function(routed);
+    PyObject *doc = function ? PyObject_GetAttrString(function, "__doc__") : NULL;
+    if (!doc) return NULL;
+    PyObject *all = PyUnicode_FromFormat("numpy.%U, with its data in this allocator's memory.\n\n%S", routed->name, doc);
+    Py_DECREF(doc);
+    return all;
+}
+
+static PyObject *routed_get_wrapped(PyObject *self, void *Py_UNUSED(closure)) {
+    PyObject *function = routed_function((routed_object *)self);
+    return Py_XNewRef(function);
+}
+
+static PyGetSetDef routed_getset[] = {{"__doc__", routed_get_doc, NULL, NULL, NULL},
+                                      {"__wrapped__", routed_get_wrapped, NULL, "NumPy's function.", NULL},
+                                      {NULL, NULL, NULL, NULL, NULL}};
+
+static PyMemberDef routed_members[] = {{"__name__", T_OBJECT, offsetof(routed_object, name), READONLY, NULL},
+                                       {NULL, 0, 0, 0, NULL}};
+
+static PyType_Slot routed_slots[] = {{Py_tp_new, FA_SLOT(routed_new)},
+                                     {Py_tp_dealloc, FA_SLOT(routed_dealloc)},
+                                     {Py_tp_traverse, FA_SLOT(routed_traverse)},
+                                     {Py_tp_clear, FA_SLOT(routed_clear)},
+                                     {Py_tp_call, FA_SLOT(routed_call)},
+                                     {Py_tp_descr_get, FA_SLOT(routed_get)},
+                                     {Py_tp_repr, FA_SLOT(routed_repr)},
+                                     {Py_tp_getset, routed_getset},
+                                     {Py_tp_members, routed_members},
+                                     {0, NULL}};
+
+static PyType_Spec routed_spec = {"fastalloc._native.Routed", (int)sizeof(routed_object), 0,
+                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_METHOD_DESCRIPTOR |
+                                      Py_TPFLAGS_IMMUTABLETYPE,
+                                  routed_slots};
+
+int fa_python_add_numpy(PyObject *module) {
+    if (!method_type) {
+        PyObject *types = PyImport_ImportModule("types");
+        if (!types) return -1;
+        method_type = PyObject_GetAttrString(types, "MethodType");
+        Py_DECREF(types);
+        if (!method_type) return -1;
+    }
+    if (fa_python_add_type(module, &other_type, &other_spec, NULL)) return -1;
+    if (fa_python_add_type(module, &using_type, &using_spec, NULL)) return -1;
+    if (fa_python_add_type(module, &routed_type, &routed_spec, NULL)) return -1;
+    return PyModule_AddFunctions(module, functions);
+}

@@ -1,0 +1,145 @@
+/*
+ * heap/arena_parts.h - what the files of the arena share
+ *
+ *     arena.c    the API: creation, fallback, reset, wipe, trim, statistics, and the hot path of bumped arenas
+ *     bumped.c   untracked scratch arenas: chunks of threads over mem/bump.h, no lock
+ *     mapped.c   all others: every block known, over mem/blocks.h, a short lock
+ *
+ * Nothing outside these three includes it.
+ */
+#ifndef FA_HEAP_ARENA_PARTS_H
+#define FA_HEAP_ARENA_PARTS_H
+
+#include "arena.h"
+#include "mem/blocks.h"
+#include "mem/bump.h"
+#include "mem/lock.h"
+#include "mem/region.h"
+#include "mem/table.h"
+#include "mem/wipe.h"
+#include "report.h"
+
+#define NAME_BYTES 32
+/* Threads with a chunk of their own in one arena; the address space for them is 128 KiB. Others share one, locked. */
+#define MAX_THREADS 1024U
+/* Arenas whose chunk a thread finds without a search. */
+#define RECENT 4U
+
+/* One thread's part of a bumped arena, a cache line or two of its own. */
+typedef struct fa_thread {
+    _Alignas(64) fa_chunk chunk;
+    _Atomic size_t high;          /* the chunk's cursor was up to here */
+    _Atomic uintptr_t owner;      /* the address of the thread's `fa_recents`; 0: not taken */
+    _Atomic uintptr_t epoch;      /* of the counts below that are per epoch */
+    _Atomic uint64_t allocated;   /* since creation */
+    _Atomic uint64_t live, bytes; /* in this epoch */
+} fa_thread;
+
+/* A mark in a bumped arena. */
+typedef struct fa_bump_mark {
+    uint64_t serial;
+    size_t position;
+    uint64_t live, bytes; /* below it */
+} fa_bump_mark;
+
+struct fa_arena {
+    /* The hot part. */
+    fa_bump bump;
+    unsigned char *base;
+    uint64_t id;             /* unique in the process: keys `fa_recents` */
+    size_t granule;
+    bool fast;               /* bumped, and the default alignment is the granule */
+    bool mapped;
+    bool closed;
+    bool tracked;
+    fa_arena_kind kind;
+    fa_full_policy on_full;
+    size_t alignment;        /* the default */
+    const fa_os *os;
+
+    fa_lock lock;            /* of all that follows, but `thread` */
+    fa_region region;
+    fa_blocks blocks;        /* mapped */
+    fa_table fallback;       /* value: size << 16 | level */
+    _Atomic size_t high;     /* bytes from base that may hold something */
+    uint64_t peak;
+    uint64_t allocated, live, bytes; /* mapped: all; bumped: what is not in a thread's counts */
+    uint64_t fallback_bytes, fallbacks, failures, resets, rewinds, wipes;
+
+    fa_bump_mark *mark;      /* bumped: FA_MAX_LEVELS of them; [0] is the bottom */
+    uint32_t marks;          /* on top of the bottom */
+    uint64_t serial;
+    fa_thread *thread;       /* bumped: MAX_THREADS, then the shared one */
+    _Atomic uint32_t threads;
+
+    void *metadata;
+    size_t metadata_size;
+    size_t entries_size;     /* mapped: bytes of blocks.entry */
+    fa_reporter reporter;
+    char name[NAME_BYTES];
+};
+
+/* Where a thread finds its parts of the arenas it used last. Ids start at 1 and are never used twice, so an entry of an
+ * arena that is gone matches none. */
+typedef struct fa_recent {
+    uint64_t id;
+    fa_thread *thread;
+} fa_recent;
+extern _Thread_local fa_recent fa_recents[RECENT];
+
+static inline void *at_offset(const fa_arena *arena, size_t offset) { return arena->base + offset; }
+static inline void lock(const fa_arena *arena) { fa_lock_take((fa_lock *)(uintptr_t)&arena->lock, arena->os); }
+static inline void unlock(const fa_arena *arena) { fa_lock_give((fa_lock *)(uintptr_t)&arena->lock); }
+
+static inline bool in_region(const fa_arena *arena, const void *pointer) {
+    return (uintptr_t)pointer - (uintptr_t)arena->base < arena->region.capacity;
+}
+
+/* Each thread's part that was ever taken, and the shared one. */
+#define FOR_EACH_THREAD(arena, item)                                                                                   \
+    for (uint32_t i_ = 0, n_ = atomic_load_explicit(&(arena)->threads, memory_order_acquire);                          \
+         i_ <= n_ && ((item) = &(arena)->thread[i_ == n_ ? MAX_THREADS : i_], true); i_++)
+
+/* Undoes the accounts of a block that was live; the lock is held. */
+static inline void forget(fa_arena *arena, size_t size) {
+    arena->live--;
+    arena->bytes -= size;
+}
+
+/* ---- bumped.c: untracked scratch arenas -------------------------------------------------------------------------- */
+
+/* *dirty: no byte at or above this offset was ever handed out. */
+fa_status fa_bumped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t *offset, size_t *dirty);
+void fa_bumped_free(fa_arena *arena, void *block, size_t size);
+
+fa_mark fa_bumped_mark(fa_arena *arena);
+
+/* The caller holds the lock. *level: of the fallback blocks that go too. */
+fa_status fa_bumped_rewind(fa_arena *arena, fa_mark mark, uint32_t *level);
+
+/* Releases all from `position` on; `live` and `bytes` are what stays. The caller holds the lock, and nobody allocates. */
+void fa_bumped_release(fa_arena *arena, size_t position, uint64_t live, uint64_t bytes);
+
+/* Bytes taken by blocks: now, or `at_most` since the last release. */
+size_t fa_bumped_used(const fa_arena *arena, bool at_most);
+void fa_bumped_counts(const fa_arena *arena, uint64_t *live, uint64_t *bytes, uint64_t *allocated);
+
+/* ---- mapped.c: witness, polynomial and tracked arenas ------------------------------------------------------------ */
+
+fa_status fa_mapped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t *offset, size_t *dirty);
+fa_status fa_mapped_free(fa_arena *arena, void *block);
+
+/* In place, or FA_ERR_NOMEM if it must move. *old_size becomes what is known of the block. */
+fa_status fa_mapped_resize(fa_arena *arena, void *block, size_t *old_size, size_t new_size);
+
+/* The caller holds the lock for the rest. */
+fa_mark fa_mapped_mark(fa_arena *arena, bool scope);
+fa_status fa_mapped_rewind(fa_arena *arena, fa_mark mark, uint32_t *depth);
+void fa_mapped_reset(fa_arena *arena);
+uint64_t fa_mapped_used(const fa_arena *arena);
+size_t fa_mapped_block_bytes(const fa_arena *arena, uint32_t index);
+
+/* Sums of the level and all above it. */
+void fa_mapped_live(const fa_arena *arena, const fa_level *level, uint64_t *live, uint64_t *bytes);
+
+#endif

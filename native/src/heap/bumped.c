@@ -1,0 +1,176 @@
+/*
+ * heap/bumped.c - scratch arenas that never look back: chunks of threads over one cursor
+ *
+ *     thread A   | chunk: live, bytes, cursor .. end |  \
+ *     thread B   | chunk: ...                        |   > one shared cursor (mem/bump.h), one epoch
+ *     others     | one chunk, under the lock         |  /
+ *
+ * This is the cold half: finding a thread's part, refilling, marks, and what a rewind or reset does. The hot half is
+ * fa_arena_alloc in arena.c. Counts are kept per thread without atomic additions and summed when somebody asks; an epoch
+ * that is over takes its counts with it, so a release is O(1) whatever the number of threads.
+ *
+ * Invariants: a part belongs to the thread whose `fa_recents` is its owner, for good; a mark's position is at or below
+ * everything allocated after it. Thread rule: alloc and free by any thread; mark, rewind and release hold the lock, and for
+ * rewind and release the caller knows that nobody allocates. Cost: O(1); counts O(threads).
+ */
+#include "arena_parts.h"
+
+_Thread_local fa_recent fa_recents[RECENT];
+
+/* The calling thread's part, made on its first visit. Threads beyond MAX_THREADS share the last one, under the lock. */
+FA_COLD static fa_thread *find_thread(fa_arena *arena, bool *shared) {
+    uintptr_t owner = (uintptr_t)fa_recents;
+    *shared = false;
+    lock(arena);
+    uint32_t threads = FA_GET(arena->threads);
+    fa_thread *thread = NULL;
+    for (uint32_t i = 0; i < threads && thread == NULL; i++)
+        if (FA_GET(arena->thread[i].owner) == owner) thread = &arena->thread[i];
+    if (thread == NULL && threads < MAX_THREADS) {
+        thread = &arena->thread[threads];
+        FA_SET(thread->owner, owner);
+        atomic_store_explicit(&arena->threads, threads + 1, memory_order_release);
+    }
+    unlock(arena);
+    if (thread == NULL) {
+        *shared = true;
+        return &arena->thread[MAX_THREADS];
+    }
+    fa_recents[arena->id % RECENT].id = arena->id;
+    fa_recents[arena->id % RECENT].thread = thread;
+    return thread;
+}
+
+static fa_thread *my_thread(fa_arena *arena, bool *shared) {
+    *shared = false;
+    if (fa_recents[arena->id % RECENT].id == arena->id) return fa_recents[arena->id % RECENT].thread;
+    return find_thread(arena, shared);
+}
+
+/* Starts the thread's counts afresh if they are of an epoch that is over. */
+static void enter_epoch(fa_arena *arena, fa_thread *thread) {
+    uintptr_t epoch = FA_GET(arena->bump.epoch);
+    if (FA_GET(thread->epoch) == epoch) return;
+    FA_SET(thread->allocated, FA_GET(thread->allocated) + FA_GET(thread->live));
+    FA_SET(thread->live, 0);
+    FA_SET(thread->bytes, 0);
+    FA_SET(thread->high, 0);
+    FA_SET(thread->epoch, epoch);
+}
+
+fa_status fa_bumped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t *offset, size_t *dirty) {
+    size_t rounded;
+    if (!fa_align_up(fa_max(size, 1), arena->granule, &rounded)) return FA_ERR_NOMEM;
+    bool shared;
+    fa_thread *thread = my_thread(arena, &shared);
+    if (shared) lock(arena);
+    enter_epoch(arena, thread);
+    size_t phase = (uintptr_t)arena->base & (FA_MAX_ALIGNMENT - 1);
+    fa_status status = FA_OK;
+    if (!fa_bump_refill(&arena->bump, &thread->chunk, rounded, alignment, phase, offset)) status = FA_ERR_NOMEM;
+    /* Regions that are neither locked nor committed in steps were made usable whole at creation. */
+    if (status == FA_OK && (arena->region.lock != FA_OFF || !arena->os->lazy_commit)) {
+        size_t end = fa_max(*offset + rounded, FA_GET(thread->chunk.end));
+        if (!shared) lock(arena);
+        status = fa_region_use(&arena->region, fa_min(end, arena->region.capacity));
+        if (!shared) unlock(arena);
+    }
+    if (status == FA_OK) {
+        *dirty = fa_max(FA_GET(arena->high), FA_GET(thread->high));
+        FA_SET(thread->live, FA_GET(thread->live) + 1);
+        FA_SET(thread->bytes, FA_GET(thread->bytes) + size);
+    }
+    if (shared) unlock(arena);
+    return status;
+}
+
+/* Bytes taken by blocks, as far as the chunks tell: what is left in current chunks is not used. */
+size_t fa_bumped_used(const fa_arena *arena, bool at_most) {
+    size_t used = FA_GET(arena->bump.cursor);
+    const fa_thread *thread;
+    FOR_EACH_THREAD(arena, thread) {
+        if (!fa_chunk_is_current(&arena->bump, &thread->chunk)) continue;
+        size_t cursor = FA_GET(thread->chunk.cursor), end = FA_GET(thread->chunk.end);
+        size_t high = at_most ? fa_min(fa_max(cursor, FA_GET(thread->high)), end) : cursor;
+        used -= end - high;
+    }
+    return used;
+}
+
+/* Releases all from `position` on: every chunk becomes stale. The caller holds the lock and knows nobody allocates. */
+void fa_bumped_release(fa_arena *arena, size_t position, uint64_t live, uint64_t bytes) {
+    size_t used = fa_bumped_used(arena, true);
+    arena->peak = fa_max((size_t)arena->peak, used);
+    FA_SET(arena->high, fa_max(FA_GET(arena->high), FA_GET(arena->bump.cursor)));
+    if (arena->kind == FA_WITNESS) fa_secure_zero(at_offset(arena, position), used - position);
+    arena->live = live;
+    arena->bytes = bytes;
+    uintptr_t epoch = FA_GET(arena->bump.epoch) + 1;
+    FA_SET(arena->bump.epoch, epoch != 0 ? epoch : 1);
+    FA_SET(arena->bump.cursor, position);
+}
+
+void fa_bumped_counts(const fa_arena *arena, uint64_t *live, uint64_t *bytes, uint64_t *allocated) {
+    const fa_thread *thread;
+    *live = arena->live;
+    *bytes = arena->bytes;
+    *allocated = arena->allocated;
+    FOR_EACH_THREAD(arena, thread) {
+        *allocated += FA_GET(thread->allocated) + FA_GET(thread->live);
+        if (FA_GET(thread->epoch) != FA_GET(arena->bump.epoch)) continue;
+        *live += FA_GET(thread->live);
+        *bytes += FA_GET(thread->bytes);
+    }
+}
+
+/* A bumped arena only takes back the newest block of the calling thread's chunk, and never what lies below a mark. */
+void fa_bumped_free(fa_arena *arena, void *block, size_t size) {
+    bool shared;
+    fa_thread *thread = my_thread(arena, &shared);
+    size_t offset = (size_t)((unsigned char *)block - arena->base), rounded;
+    if (shared || !fa_chunk_is_current(&arena->bump, &thread->chunk)) return;
+    size_t cursor = FA_GET(thread->chunk.cursor);
+    if (!fa_align_up(fa_max(size, 1), arena->granule, &rounded)) return;
+    if (rounded > cursor || offset != cursor - rounded || offset < arena->mark[arena->marks].position) return;
+    if (cursor > FA_GET(thread->high)) FA_SET(thread->high, cursor);
+    FA_SET(thread->chunk.cursor, offset);
+    if (FA_GET(thread->live) == 0) return; /* it was counted before a rewind */
+    FA_SET(thread->allocated, FA_GET(thread->allocated) + 1);
+    FA_SET(thread->live, FA_GET(thread->live) - 1);
+    FA_SET(thread->bytes, FA_GET(thread->bytes) - size);
+}
+
+fa_mark fa_bumped_mark(fa_arena *arena) {
+    bool shared;
+    fa_thread *thread = my_thread(arena, &shared);
+    lock(arena);
+    size_t position = fa_bump_position(&arena->bump, &thread->chunk);
+    /* What this thread allocates from now on must lie above the mark: a chunk that is not topmost is given up. */
+    if (fa_chunk_is_current(&arena->bump, &thread->chunk) && position != FA_GET(thread->chunk.cursor))
+        FA_SET(thread->chunk.epoch, 0);
+    fa_bump_mark *top = &arena->mark[arena->marks];
+    bool full = arena->marks + 1 >= FA_MAX_LEVELS;
+    if ((arena->marks == 0 || top->position != position) && !full) {
+        uint64_t allocated;
+        top = &arena->mark[++arena->marks];
+        fa_bumped_counts(arena, &top->live, &top->bytes, &allocated);
+        top->position = position;
+        top->serial = ++arena->serial;
+    }
+    fa_mark mark = {.position = position, .serial = top->position == position ? top->serial : 0};
+    unlock(arena);
+    return mark;
+}
+
+fa_status fa_bumped_rewind(fa_arena *arena, fa_mark mark, uint32_t *level) {
+    for (uint32_t depth = arena->marks; depth > 0; depth--) {
+        fa_bump_mark *at = &arena->mark[depth];
+        if (at->serial > mark.serial) continue;
+        if (at->serial != mark.serial || at->position != mark.position) break;
+        arena->marks = depth;
+        *level = depth;
+        fa_bumped_release(arena, at->position, at->live, at->bytes);
+        return FA_OK;
+    }
+    return FA_ERR_STALE;
+}

@@ -1,0 +1,149 @@
+/*
+ * heap/mapped.c - arenas that know every block: witness, polynomial, and all tracked ones
+ *
+ *     alloc   lock -> bins, else cursor (mem/blocks.h) -> usable? (mem/region.h) -> unlock
+ *     free    lock -> is it a live block? -> witness: wipe -> merge, bin or move the cursor back -> unlock
+ *
+ * Invariants: accounts of the arena are the sums over the levels; a witness arena is zero outside its live blocks: freed
+ * blocks, cut-off tails and rewound ranges are wiped before anything else can have them.
+ * Thread rule: alloc, free and resize take the lock; the rest is called with it held. Cost: O(1) and, for a witness, a wipe of
+ * the block.
+ */
+#include "arena_parts.h"
+
+/* Witness blocks up to this size are wiped inside the lock: cheaper than taking it twice. */
+#define WIPE_INSIDE_LOCK ((size_t)4 << 10)
+
+size_t fa_mapped_block_bytes(const fa_arena *arena, uint32_t index) {
+    return (size_t)fa_blocks_granules(&arena->blocks, index) << arena->blocks.shift;
+}
+
+/* The number of granules for `size`, or 0 if there are not so many. */
+static uint32_t granules_for(const fa_arena *arena, size_t size) {
+    size_t granules = size == 0 ? 1 : ((size - 1) >> arena->blocks.shift) + 1;
+    return granules <= arena->blocks.granules ? (uint32_t)granules : 0;
+}
+
+uint64_t fa_mapped_used(const fa_arena *arena) {
+    return (arena->blocks.cursor - arena->blocks.free) << arena->blocks.shift;
+}
+
+static void note_use(fa_arena *arena, size_t end) {
+    uint64_t used = fa_mapped_used(arena);
+    if (used > arena->peak) arena->peak = used;
+    if (end > FA_GET(arena->high)) FA_SET(arena->high, end);
+}
+
+fa_status fa_mapped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t *offset, size_t *dirty) {
+    uint32_t granules = granules_for(arena, size), index;
+    if (granules == 0) return FA_ERR_NOMEM;
+    fa_status status = FA_OK;
+    lock(arena);
+    if (arena->closed) status = FA_ERR_STALE;
+    else if (!fa_blocks_take(&arena->blocks, granules, fa_max(alignment >> arena->blocks.shift, 1), size, &index))
+        status = FA_ERR_NOMEM;
+    if (status == FA_OK) {
+        *offset = (size_t)index << arena->blocks.shift;
+        size_t end = *offset + ((size_t)granules << arena->blocks.shift);
+        status = fa_region_use(&arena->region, end);
+        if (status != FA_OK) {
+            fa_blocks_give(&arena->blocks, index);
+        } else {
+            *dirty = arena->kind == FA_WITNESS ? 0 : arena->high;
+            arena->allocated++;
+            arena->live++;
+            arena->bytes += size;
+            note_use(arena, end);
+        }
+    }
+    unlock(arena);
+    return status;
+}
+
+fa_status fa_mapped_free(fa_arena *arena, void *block) {
+    size_t offset = (size_t)((unsigned char *)block - arena->base);
+    uint32_t index = (uint32_t)(offset >> arena->blocks.shift);
+    lock(arena);
+    fa_status status = fa_blocks_check(&arena->blocks, offset);
+    if (status == FA_OK && arena->kind == FA_WITNESS) {
+        size_t bytes = fa_mapped_block_bytes(arena, index);
+        if (bytes > WIPE_INSIDE_LOCK) {
+            /* The block is still live, so nobody else may touch it; another free of it meanwhile is found below. */
+            unlock(arena);
+            fa_secure_zero(block, bytes);
+            lock(arena);
+            status = fa_blocks_check(&arena->blocks, offset);
+        } else {
+            fa_secure_zero(block, bytes);
+        }
+    }
+    if (status == FA_OK) {
+        forget(arena, fa_blocks_size(&arena->blocks, index));
+        fa_blocks_give(&arena->blocks, index);
+    }
+    unlock(arena);
+    return status;
+}
+
+void fa_mapped_reset(fa_arena *arena) {
+    if (!fa_blocks_reset(&arena->blocks)) return;
+    /* Once in two million resets the epoch comes round: no entry of the last turn may be believed. */
+    if (arena->os->decommit(arena->blocks.entry, arena->entries_size) != 0)
+        memset(arena->blocks.entry, 0, (size_t)arena->blocks.granules * sizeof arena->blocks.entry[0]);
+}
+
+fa_status fa_mapped_resize(fa_arena *arena, void *block, size_t *old_size, size_t new_size) {
+    uint32_t granules = granules_for(arena, new_size);
+    size_t offset = (size_t)((unsigned char *)block - arena->base);
+    uint32_t index = (uint32_t)(offset >> arena->blocks.shift);
+    lock(arena);
+    fa_status status = fa_blocks_check(&arena->blocks, offset);
+    if (status == FA_OK) {
+        *old_size = fa_blocks_size(&arena->blocks, index);
+        size_t end = offset + ((size_t)granules << arena->blocks.shift), had_end = offset + fa_mapped_block_bytes(arena, index);
+        if (arena->closed) status = FA_ERR_STALE;
+        else if (granules == 0) status = FA_ERR_NOMEM;
+        else if (end > had_end) status = fa_region_use(&arena->region, fa_min(end, arena->region.capacity));
+        if (status == FA_OK && arena->kind == FA_WITNESS && new_size < *old_size)
+            fa_secure_zero((unsigned char *)block + new_size, had_end - offset - new_size);
+        if (status == FA_OK && !fa_blocks_resize(&arena->blocks, index, granules, new_size)) status = FA_ERR_NOMEM;
+        if (status == FA_OK) {
+            arena->bytes = arena->bytes - *old_size + new_size;
+            note_use(arena, end);
+        }
+    }
+    unlock(arena);
+    return status;
+}
+
+fa_mark fa_mapped_mark(fa_arena *arena, bool scope) {
+    fa_blocks *blocks = &arena->blocks;
+    fa_level *level = &blocks->level[blocks->depth];
+    if (scope || blocks->depth == 0 || level->scope || level->position != blocks->cursor || level->live > 0)
+        level = fa_blocks_push(blocks, scope);
+    return level == NULL ? (fa_mark){0} : (fa_mark){.position = level->position, .serial = level->serial};
+}
+
+void fa_mapped_live(const fa_arena *arena, const fa_level *level, uint64_t *live, uint64_t *bytes) {
+    *live = *bytes = 0;
+    for (const fa_level *at = level; at <= &arena->blocks.level[arena->blocks.depth]; at++) {
+        *live += at->live;
+        *bytes += at->bytes;
+    }
+}
+
+fa_status fa_mapped_rewind(fa_arena *arena, fa_mark mark, uint32_t *depth) {
+    fa_level *level = fa_blocks_find(&arena->blocks, mark);
+    if (level == NULL) return FA_ERR_STALE;
+    uint64_t live, bytes;
+    fa_mapped_live(arena, level, &live, &bytes);
+    if (arena->tracked && live > 0) return FA_ERR_BUSY;
+    size_t position = (size_t)level->position << arena->blocks.shift;
+    size_t cursor = (size_t)arena->blocks.cursor << arena->blocks.shift;
+    if (arena->kind == FA_WITNESS && live > 0) fa_secure_zero(at_offset(arena, position), cursor - position);
+    *depth = (uint32_t)(level - arena->blocks.level);
+    fa_blocks_drop(&arena->blocks, level);
+    arena->live -= live;
+    arena->bytes -= bytes;
+    return FA_OK;
+}
