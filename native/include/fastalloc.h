@@ -22,7 +22,9 @@
  *   region    reserved address space with its guard pages and the protections that took effect
  *   granule   the unit in which an arena measures blocks: its default alignment, 64 bytes at the most
  *   mark      a place in an arena to rewind to
- *   pool      fixed-size blocks of a manager; what does not fit in it comes from malloc (a `fallback`) or the kernel
+ *   pool      the fixed-size blocks a manager is created with
+ *   slab      64 KiB of blocks of another size, made when the pool is exhausted or its blocks are too small
+ *   fallback  a block that came from elsewhere because its place was full: from slabs or malloc
  *   cached    memory that nobody holds and that stays resident for the next allocation
  *
  * Rules
@@ -128,9 +130,9 @@ typedef struct fa_arena_options {
 typedef struct fa_manager_options {
     size_t struct_size;              /* set by fa_manager_options_init */
     unsigned flags;                  /* FA_LOCKED or 0 */
-    size_t block_size;               /* bytes in a block of the pool: a multiple of 16, at most 64 KiB; 128 */
+    size_t block_size;               /* bytes in a block of the pool: a multiple of 16, at most 8 KiB; 128 */
     size_t pool_blocks;              /* blocks in the pool; 0 for none; 8192 */
-    size_t large_size;               /* from this size on, blocks are mapped by the kernel and cached; 64 KiB */
+    size_t large_size;               /* from this size on, blocks are mapped and cached: above 8 KiB, up to 1 GiB; 64 KiB */
     size_t cache_limit;              /* bytes of freed large blocks that stay resident; 64 MiB */
     uint32_t cache_age;              /* milliseconds after which a cached block is given back; 10,000; 0: never */
     size_t limit;                    /* bytes that live blocks may ask for, exactly; 0: no limit */
@@ -173,7 +175,9 @@ typedef struct fa_manager_options {
     X(freed, "count", "blocks freed since creation")                                                                   \
     X(pool_blocks, "count", "blocks in the pool, free and taken")                                                      \
     X(pool_live, "count", "blocks of the pool that are live")                                                          \
-    X(fallbacks, "count", "blocks that came from malloc: the pool was exhausted or the size is between pool and large") \
+    X(slab_bytes, "bytes", "of slabs, made as needed for blocks that did not fit in the pool")                         \
+    X(slab_live, "count", "blocks of slabs that are live")                                                             \
+    X(fallbacks, "count", "blocks that did not fit in the pool and came from slabs or malloc")                         \
     X(large, "count", "blocks that came from the kernel or the cache")                                                 \
     X(cache_hits, "count", "large blocks served from the cache")                                                       \
     X(moved, "count", "reallocations that moved pages instead of copying bytes")                                       \
@@ -281,7 +285,7 @@ FA_API size_t fa_usable_size(const fa_manager *manager, const void *block);
 /* Whether `pointer` is a live block of this manager. */
 FA_API bool fa_owns(const fa_manager *manager, const void *pointer);
 
-/* Gives cached large blocks back to the system, all but `keep` bytes of them. */
+/* Gives cached large blocks and empty slabs back to the system, all but `keep` bytes of them. */
 FA_API fa_status fa_manager_trim(fa_manager *manager, size_t keep);
 FA_API fa_status fa_manager_get_stats(const fa_manager *manager, fa_manager_stats *stats);
 

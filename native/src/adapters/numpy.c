@@ -132,21 +132,19 @@ static void *array_realloc(void *context, void *block, size_t size) {
     return fa_manager_try_realloc(heap->manager, block, heap->array_alignment, size ? size : 1, &status);
 }
 
-static void handler_drop(PyObject *capsule) {
-    handler *dropped = PyCapsule_GetPointer(capsule, NUMPY_CAPSULE_NAME);
-    Py_XDECREF(dropped->outer);
-    Py_XDECREF(dropped->allocator);
-    Py_XDECREF(dropped->source);
-    Py_XDECREF(dropped->heap);
-    PyMem_Free(dropped);
+static void handler_free(handler *freed) {
+    Py_XDECREF(freed->outer);
+    Py_XDECREF(freed->allocator);
+    Py_XDECREF(freed->source);
+    Py_XDECREF(FA_OBJECT(freed->heap));
+    PyMem_Free(freed);
 }
+
+static void handler_drop(PyObject *capsule) { handler_free(PyCapsule_GetPointer(capsule, NUMPY_CAPSULE_NAME)); }
 
 /* The handler in a capsule; null if it is not one of ours. */
 static handler *ours(PyObject *capsule) {
-    if (!capsule || PyCapsule_GetDestructor(capsule) != handler_drop) {
-        PyErr_Clear();
-        return NULL;
-    }
+    if (PyCapsule_GetDestructor(capsule) != handler_drop) return NULL;
     return PyCapsule_GetPointer(capsule, NUMPY_CAPSULE_NAME);
 }
 
@@ -154,25 +152,17 @@ static handler *ours(PyObject *capsule) {
 static PyObject *handler_new(fa_heap *heap, PyObject *source) {
     handler *made = PyMem_Calloc(1, sizeof *made);
     if (!made) return PyErr_NoMemory();
+    made->heap = (fa_heap *)Py_XNewRef(FA_OBJECT(heap));
+    made->source = heap ? NULL : Py_XNewRef(source);
     if (heap) {
         snprintf(made->numpy.name, sizeof made->numpy.name, "fastalloc %s", heap->label);
         made->numpy.version = NUMPY_HANDLER_VERSION;
         made->numpy.functions = (numpy_functions){heap, array_malloc, array_calloc, array_realloc, array_free};
     } else {
-        const numpy_handler *other = PyCapsule_GetPointer(source, NUMPY_CAPSULE_NAME);
-        if (!other) {
-            PyMem_Free(made);
-            return NULL;
-        }
-        made->numpy = *other;
+        made->numpy = *(const numpy_handler *)PyCapsule_GetPointer(source, NUMPY_CAPSULE_NAME);
     }
     PyObject *capsule = PyCapsule_New(made, NUMPY_CAPSULE_NAME, handler_drop);
-    if (!capsule) {
-        PyMem_Free(made);
-        return NULL;
-    }
-    made->heap = (fa_heap *)Py_XNewRef(heap);
-    made->source = heap ? NULL : Py_XNewRef(source);
+    if (!capsule) handler_free(made);
     return capsule;
 }
 
@@ -181,15 +171,14 @@ static const char *handler_label(PyObject *capsule) {
     const handler *own = ours(capsule);
     if (own && own->heap) return own->heap->label;
     if (capsule == default_handler || (own && own->source == default_handler)) return "NumPy's default allocator";
-    const numpy_handler *other = PyCapsule_GetPointer(capsule, NUMPY_CAPSULE_NAME);
-    return other ? other->name : "an unknown allocator";
+    return ((const numpy_handler *)PyCapsule_GetPointer(capsule, NUMPY_CAPSULE_NAME))->name;
 }
 
 /* Steals nothing; `outer` is what was current. */
 static void handler_enter(handler *entered, PyObject *allocator, PyObject *outer) {
     if (entered->entered++ == 0) {
-        Py_XSETREF(entered->outer, Py_NewRef(outer));
-        Py_XSETREF(entered->allocator, Py_XNewRef(allocator));
+        fa_replace(&entered->outer, Py_NewRef(outer));
+        fa_replace(&entered->allocator, Py_XNewRef(allocator));
     }
 }
 
@@ -234,10 +223,18 @@ static int check_target(PyObject *target) {
 
 /* The capsule that an Arena or a Manager keeps for itself. Borrowed. */
 static PyObject *own_capsule(fa_allocator *allocator) {
-    fa_heap *heap = fa_allocator_heap(allocator);
-    if (!heap) return NULL;
-    if (!allocator->capsule) allocator->capsule = handler_new(heap, NULL);
-    return allocator->capsule;
+    for (;;) {
+        fa_heap *heap = fa_allocator_heap(allocator);
+        if (!heap) return NULL;
+        if (FA_LIKELY(allocator->capsule != NULL)) return allocator->capsule;
+        Py_INCREF(FA_OBJECT(heap));
+        PyObject *capsule = handler_new(heap, NULL); /* may run the garbage collector, and so anything */
+        bool still = allocator->heap == heap && !allocator->capsule;
+        Py_DECREF(FA_OBJECT(heap));
+        if (still) return allocator->capsule = capsule;
+        if (!capsule) return NULL;
+        Py_DECREF(capsule);
+    }
 }
 
 /* A capsule for the target that nobody is inside of. */
@@ -255,43 +252,40 @@ static bool is_for(const handler *own, PyObject *target) {
     return own->source && own->source == (target == Py_None ? default_handler : ((other_allocator *)target)->capsule);
 }
 
+static bool in_chain(PyObject *capsule, PyObject *current) {
+    for (const handler *own; current && (own = ours(current)); current = own->outer) {
+        if (current == capsule) return true;
+    }
+    return false;
+}
+
+/*
+ * The capsule to enter over `outer`: the arena's own, if nobody is inside of it, or others are but over the same; else a
+ * new one. It may already be below in the chain, too, inherited from a context in which its scope has ended. New reference.
+ */
+static PyObject *capsule_over(PyObject *target, PyObject *outer) {
+    if (!is_allocator(target)) return fresh_capsule(target);
+    PyObject *capsule = own_capsule((fa_allocator *)target);
+    if (!capsule) return NULL;
+    const handler *own = ours(capsule);
+    bool free_to_use = own->entered ? own->outer == outer : !in_chain(capsule, outer);
+    return free_to_use ? Py_NewRef(capsule) : fresh_capsule(target);
+}
+
 static int enter(PyObject *target) {
     if (numpy_ready()) return -1;
-    /* Usually nobody is inside of the arena's own handler: one call does it. */
-    if (is_allocator(target)) {
-        PyObject *capsule = own_capsule((fa_allocator *)target);
-        if (!capsule) return -1;
-        handler *own = ours(capsule);
-        if (own->entered == 0) {
-            Py_INCREF(capsule);
-            PyObject *outer = set_handler(capsule);
-            if (outer) {
-                handler_enter(own, target, outer);
-                Py_DECREF(outer);
-            }
-            Py_DECREF(capsule);
-            return outer ? 0 : -1;
-        }
-    }
     PyObject *outer = get_handler();
     if (!outer) return -1;
-    PyObject *capsule = NULL;
-    if (is_allocator(target)) { /* another thread may be inside of it, over the same handler */
-        capsule = own_capsule((fa_allocator *)target);
-        const handler *own = capsule ? ours(capsule) : NULL;
-        capsule = own && own->entered && own->outer == outer ? Py_NewRef(capsule) : NULL;
-        if (PyErr_Occurred()) goto failed;
+    PyObject *capsule = capsule_over(target, outer);
+    int failed = -1;
+    if (capsule) {
+        handler_enter(ours(capsule), target, outer); /* before anything that may run Python code */
+        failed = make_current(capsule);
+        if (failed) handler_leave(ours(capsule));
+        Py_DECREF(capsule);
     }
-    if (!capsule) capsule = fresh_capsule(target);
-    if (!capsule || make_current(capsule)) goto failed;
-    handler_enter(ours(capsule), target, outer);
-    Py_DECREF(capsule);
     Py_DECREF(outer);
-    return 0;
-failed:
-    Py_XDECREF(capsule);
-    Py_DECREF(outer);
-    return -1;
+    return failed;
 }
 
 /*
@@ -319,7 +313,7 @@ static int rebuild(PyObject *current, PyObject *end, PyObject *bottom, fa_heap *
         }
         ours(made)->lasting = from->lasting;
         handler_enter(ours(made), from->allocator, base);
-        Py_SETREF(base, made);
+        fa_replace(&base, made);
     }
     if (!failed) failed = make_current(base);
     if (!failed) {
@@ -331,6 +325,19 @@ static int rebuild(PyObject *current, PyObject *end, PyObject *bottom, fa_heap *
     return failed;
 }
 
+/* What set_allocator() made current inside a scope ends with the scope. */
+static int leave_lasting(PyObject *current, PyObject *end, PyObject *outer) {
+    if (make_current(outer)) return -1;
+    Py_INCREF(current);
+    while (current != end && ours(current)->outer) {
+        PyObject *next = Py_NewRef(ours(current)->outer);
+        handler_leave(ours(current));
+        fa_replace(&current, next);
+    }
+    Py_DECREF(current);
+    return 0;
+}
+
 /* The rest of leave(): somebody else's handler is on top. Whatever is found, no wrong allocator stays. */
 FA_COLD static int leave_out_of_order(PyObject *target, const char *label, PyObject *current) {
     PyObject *link = current;
@@ -340,7 +347,7 @@ FA_COLD static int leave_out_of_order(PyObject *target, const char *label, PyObj
             PyObject *outer = Py_NewRef(own->outer);
             Py_INCREF(link);
             int failed;
-            if (!intruder) failed = make_current(outer); /* only what set_allocator() left: it ends with the scope */
+            if (!intruder) failed = leave_lasting(current, link, outer);
             else failed = rebuild(current, link, outer, NULL, NULL);
             if (!failed) handler_leave(own);
             Py_DECREF(link);
@@ -411,19 +418,15 @@ int fa_numpy_replace_heap(fa_allocator *allocator, fa_heap *old, fa_heap *heap) 
     return failed;
 }
 
-void fa_numpy_restore_default(void) {
-    if (!set_handler) return;
-    PyObject *current = get_handler();
-    if (current && ours(current) && make_current(NULL)) PyErr_Clear();
-    Py_XDECREF(current);
-    PyErr_Clear();
-}
-
 /* The Python object for a capsule: None, an Arena, a Manager, an OtherAllocator. */
 static PyObject *target_of(PyObject *capsule) {
     const handler *own = ours(capsule);
     if (own && own->allocator) return Py_NewRef(own->allocator);
-    if (own && own->heap && own->heap->allocator) return Py_NewRef(own->heap->allocator);
+    if (own && own->heap && own->heap->allocator) { /* inherited from a context where its scope has ended */
+        PyObject *allocator = PyObject_CallObject(own->heap->allocator, NULL);
+        if (allocator != Py_None) return allocator;
+        Py_DECREF(allocator);
+    }
     if (own && own->source) capsule = own->source;
     if (capsule == default_handler) Py_RETURN_NONE;
     other_allocator *other = PyObject_New(other_allocator, other_type);
@@ -456,8 +459,8 @@ static PyType_Slot other_slots[] = {
     {Py_tp_repr, FA_SLOT(other_repr)},
     {Py_tp_getset, other_getset},
     {Py_tp_methods, other_methods},
-    {Py_tp_doc, "A data handler of NumPy that is not of fastalloc, as get_allocator() found it.\n\n"
-                "It can be given to set_allocator() and using_allocator()."},
+    {Py_tp_doc, FA_DOC("A data handler of NumPy that is not of fastalloc, as get_allocator() found it.\n\n"
+                "It can be given to set_allocator() and using_allocator().")},
     {0, NULL}};
 
 static PyType_Spec other_spec = {"fastalloc.OtherAllocator", (int)sizeof(other_allocator), 0,
@@ -481,7 +484,7 @@ static PyObject *using_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     PyObject *target;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "O:using_allocator", (char **)names, &target)) return NULL;
     if (check_target(target)) return NULL;
-    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    allocfunc allocate = FA_SLOT_OF(allocfunc, type, Py_tp_alloc);
     using_object *self = (using_object *)allocate(type, 0);
     if (self) self->target = Py_NewRef(target);
     return (PyObject *)self;
@@ -536,7 +539,7 @@ static PyType_Slot using_slots[] = {
     {Py_tp_methods, using_methods},
     {Py_tp_members, using_members},
     {Py_tp_doc,
-     "using_allocator(allocator)\n--\n\nA context manager: NumPy's array data comes from this allocator inside.\n\n"
+     FA_DOC("using_allocator(allocator)\n--\n\nA context manager: NumPy's array data comes from this allocator inside.\n\n"
      "Every array whose data NumPy allocates inside, temporaries included, is in the arena or manager. Arrays made before\n"
      "stay where they are; arrays made inside keep their memory alive after the end.\n\n"
      "The same object may be entered again, nested, and by several threads at once. New threads begin with NumPy's\n"
@@ -548,7 +551,7 @@ static PyType_Slot using_slots[] = {
      "Raises\n------\nArgumentTypeError\n    If it is none of these.\nClosedError\n    On entering, if it is closed.\n"
      "ScopeError\n    On leaving, if another scope was entered inside and not left (the message names both; the other\n"
      "    scope stays), or if this one was not entered in this thread or context.\n\n"
-     "Notes\n-----\nEntering and leaving set a context variable once each: about a quarter of a microsecond together."},
+     "Notes\n-----\nEntering and leaving set a context variable once each: about a quarter of a microsecond together.")},
     {0, NULL}};
 
 static PyType_Spec using_spec = {"fastalloc.using_allocator", (int)sizeof(using_object), 0,
@@ -592,7 +595,19 @@ static PyObject *set_allocator(PyObject *Py_UNUSED(module), PyObject *target) {
     return before;
 }
 
+static PyObject *leave_numpy(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {
+    if (!set_handler) Py_RETURN_NONE;
+    PyObject *current = get_handler();
+    if (!current) return NULL;
+    int failed = ours(current) ? make_current(NULL) : 0;
+    Py_DECREF(current);
+    if (failed) return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"leave_numpy", leave_numpy, METH_NOARGS,
+     "leave_numpy()\n--\n\nAt exit: if NumPy's current handler is ours, puts its default one back."},
     {"get_allocator", get_allocator, METH_NOARGS,
      "get_allocator()\n--\n\nWhat NumPy's array data comes from in this thread and context.\n\n"
      "Returns\n-------\nArena, Manager, None or OtherAllocator\n    None is NumPy's own allocator."},
@@ -620,7 +635,7 @@ static PyObject *routed_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     static const char *names[] = {"name", NULL};
     PyObject *name;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "U:Routed", (char **)names, &name)) return NULL;
-    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    allocfunc allocate = FA_SLOT_OF(allocfunc, type, Py_tp_alloc);
     routed_object *self = (routed_object *)allocate(type, 0);
     if (self) self->name = Py_NewRef(name);
     return (PyObject *)self;
@@ -667,7 +682,7 @@ FA_COLD static void explain_memory_error(fa_allocator *allocator) {
         if (traceback) PyException_SetTraceback(cause, traceback);
         PyException_SetCause(error, Py_NewRef(cause));
     }
-    Py_XDECREF(type);
+    Py_XDECREF(FA_OBJECT(type));
     Py_XDECREF(cause);
     Py_XDECREF(traceback);
     PyErr_Restore(new_type, error, new_traceback);
@@ -737,13 +752,7 @@ static PyObject *routed_get_doc(PyObject *self, void *Py_UNUSED(closure)) {
     return all;
 }
 
-static PyObject *routed_get_wrapped(PyObject *self, void *Py_UNUSED(closure)) {
-    PyObject *function = routed_function((routed_object *)self);
-    return Py_XNewRef(function);
-}
-
 static PyGetSetDef routed_getset[] = {{"__doc__", routed_get_doc, NULL, NULL, NULL},
-                                      {"__wrapped__", routed_get_wrapped, NULL, "NumPy's function.", NULL},
                                       {NULL, NULL, NULL, NULL, NULL}};
 
 static PyMemberDef routed_members[] = {{"__name__", T_OBJECT, offsetof(routed_object, name), READONLY, NULL},

@@ -9,9 +9,6 @@
 /* The allocator goes on in `heap`: scopes of it that are open in the current context move along. `old` may be null. */
 int fa_numpy_replace_heap(fa_allocator *allocator, fa_heap *old, fa_heap *heap);
 
-/* At exit: if NumPy's current handler is ours, puts its default one back. */
-void fa_numpy_restore_default(void);
-
 /* Adds using_allocator, set_allocator, get_allocator, OtherAllocator and Routed. */
 int fa_python_add_numpy(PyObject *module);
 

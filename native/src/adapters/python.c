@@ -29,9 +29,9 @@ static PyObject *parse_alignment;
 
 void fa_python_free(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
-    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    freefunc release = FA_SLOT_OF(freefunc, type, Py_tp_free);
     release(self);
-    Py_DECREF(type);
+    Py_DECREF(FA_OBJECT(type));
 }
 
 PyObject *fa_python_no_pickle(PyObject *self, PyObject *Py_UNUSED(unused)) {
@@ -75,16 +75,16 @@ int fa_python_alignment(PyObject *value, size_t *alignment) {
 fa_heap *fa_allocator_heap(fa_allocator *allocator) {
     if (allocator->heap && !allocator->heap->closed) return allocator->heap;
     if (allocator->label[0]) PyErr_Format(fa_ClosedError, "%s is closed", allocator->label);
-    else PyErr_Format(fa_ClosedError, "%R was never opened: its __init__ has not run", Py_TYPE(allocator));
+    else PyErr_Format(fa_ClosedError, "%R was never opened: its __init__ has not run", (PyObject *)Py_TYPE(FA_OBJECT(allocator)));
     return NULL;
 }
 
 static void allocator_let_go(fa_allocator *allocator) {
     fa_heap *heap = allocator->heap;
     allocator->heap = NULL;
-    if (heap && heap->allocator == (PyObject *)allocator) heap->allocator = NULL;
+    if (heap) Py_CLEAR(heap->allocator);
     Py_CLEAR(allocator->capsule);
-    Py_XDECREF(heap);
+    Py_XDECREF(FA_OBJECT(heap));
 }
 
 static void allocator_dealloc(PyObject *self) {
@@ -98,15 +98,17 @@ static PyObject *allocator_adopt(PyObject *self, PyObject *heap_object) {
     fa_heap *heap = fa_heap_check(heap_object);
     if (!heap) return NULL;
     fa_heap *old = allocator->heap;
-    Py_INCREF(heap);
+    PyObject *reference = PyWeakref_NewRef(self, NULL);
+    if (!reference) return NULL;
+    fa_replace(&heap->allocator, reference);
+    Py_INCREF(FA_OBJECT(heap));
     allocator->heap = heap;
     allocator->lineage = heap->lineage;
     memcpy(allocator->label, heap->label, sizeof allocator->label);
-    heap->allocator = self;
-    if (old && old->allocator == self) old->allocator = NULL;
     Py_CLEAR(allocator->capsule);
+    if (old) Py_CLEAR(old->allocator);
     int failed = old && fa_numpy_replace_heap(allocator, old, heap);
-    Py_XDECREF(old);
+    Py_XDECREF(FA_OBJECT(old));
     if (failed) return NULL;
     Py_RETURN_NONE;
 }
@@ -118,7 +120,7 @@ static PyObject *allocator_release(PyObject *self, PyObject *Py_UNUSED(unused)) 
 
 static PyObject *allocator_get_heap(PyObject *self, void *Py_UNUSED(closure)) {
     fa_heap *heap = fa_allocator_heap((fa_allocator *)self);
-    return heap ? Py_NewRef(heap) : NULL;
+    return heap ? Py_NewRef(FA_OBJECT(heap)) : NULL;
 }
 
 static PyObject *allocator_get_memory(PyObject *self, void *Py_UNUSED(closure)) {
@@ -151,7 +153,7 @@ static PyMethodDef allocator_methods[] = {
 static PyType_Slot allocator_slots[] = {{Py_tp_dealloc, FA_SLOT(allocator_dealloc)},
                                         {Py_tp_getset, allocator_getset},
                                         {Py_tp_methods, allocator_methods},
-                                        {Py_tp_doc, "What arenas and managers have in common."},
+                                        {Py_tp_doc, FA_DOC("What arenas and managers have in common.")},
                                         {0, NULL}};
 
 static PyType_Spec allocator_spec = {"fastalloc._native.Allocator", (int)sizeof(fa_allocator), 0,
@@ -162,9 +164,9 @@ static PyType_Spec allocator_spec = {"fastalloc._native.Allocator", (int)sizeof(
 static PyObject *allocator_block(PyObject *self, size_t size, size_t alignment, bool zeroed) {
     fa_heap *heap = fa_allocator_heap((fa_allocator *)self);
     if (!heap) return NULL;
-    Py_INCREF(heap);
+    Py_INCREF(FA_OBJECT(heap));
     PyObject *block = fa_block_new(heap, size, alignment, zeroed);
-    Py_DECREF(heap);
+    Py_DECREF(FA_OBJECT(heap));
     return block;
 }
 
@@ -233,7 +235,7 @@ static PyMethodDef arena_methods[] = {
     {NULL, NULL, 0, NULL}};
 
 static PyType_Slot arena_slots[] = {
-    {Py_tp_methods, arena_methods}, {Py_tp_doc, "The part of Arena that is C."}, {0, NULL}};
+    {Py_tp_methods, arena_methods}, {Py_tp_doc, FA_DOC("The part of Arena that is C.")}, {0, NULL}};
 
 static PyType_Spec arena_spec = {"fastalloc._native.ArenaBase", (int)sizeof(fa_allocator), 0,
                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE, arena_slots};
@@ -309,7 +311,7 @@ static PyMethodDef manager_methods[] = {
     {NULL, NULL, 0, NULL}};
 
 static PyType_Slot manager_slots[] = {
-    {Py_tp_methods, manager_methods}, {Py_tp_doc, "The part of Manager that is C."}, {0, NULL}};
+    {Py_tp_methods, manager_methods}, {Py_tp_doc, FA_DOC("The part of Manager that is C.")}, {0, NULL}};
 
 static PyType_Spec manager_spec = {"fastalloc._native.ManagerBase", (int)sizeof(fa_allocator), 0,
                                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE, manager_slots};
@@ -351,7 +353,7 @@ static void scope_leave_silently(arena_scope_object *scope) {
     scope->heap = NULL;
     uint64_t live = 0, bytes = 0;
     fa_arena_scope_leave(heap->arena, scope->mark, &live, &bytes);
-    Py_DECREF(heap);
+    Py_DECREF(FA_OBJECT(heap));
 }
 
 static int scope_clear(PyObject *self) {
@@ -365,7 +367,7 @@ static void scope_dealloc(PyObject *self) {
     scope_clear(self);
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_Del(self);
-    Py_DECREF(type);
+    Py_DECREF(FA_OBJECT(type));
 }
 
 static PyObject *scope_enter(PyObject *self, PyObject *Py_UNUSED(unused)) {
@@ -377,10 +379,10 @@ static PyObject *scope_enter(PyObject *self, PyObject *Py_UNUSED(unused)) {
     }
     fa_heap *heap = fa_allocator_heap(scope->arena);
     if (!heap) return NULL;
-    Py_INCREF(heap);
+    Py_INCREF(FA_OBJECT(heap));
     scope->mark = fa_arena_scope_enter(heap->arena);
     scope->heap = heap;
-    return Py_NewRef(scope->arena);
+    return Py_NewRef(FA_OBJECT(scope->arena));
 }
 
 static PyObject *scope_exit(PyObject *self, PyObject *args) {
@@ -412,7 +414,7 @@ static PyObject *scope_exit(PyObject *self, PyObject *args) {
                                       heap->label, count, what, size);
         }
     }
-    Py_DECREF(heap);
+    Py_DECREF(FA_OBJECT(heap));
     if (failed) return NULL;
     Py_RETURN_NONE;
 }
@@ -433,7 +435,7 @@ static PyType_Slot scope_slots[] = {{Py_tp_dealloc, FA_SLOT(scope_dealloc)},
                                     {Py_tp_clear, FA_SLOT(scope_clear)},
                                     {Py_tp_repr, FA_SLOT(scope_repr)},
                                     {Py_tp_methods, scope_methods},
-                                    {Py_tp_doc, "What Arena.scope() returns."},
+                                    {Py_tp_doc, FA_DOC("What Arena.scope() returns.")},
                                     {0, NULL}};
 
 static PyType_Spec scope_spec = {"fastalloc._native.ArenaScope", (int)sizeof(arena_scope_object), 0,
@@ -483,7 +485,7 @@ static PyMethodDef functions[] = {
 static int take_from(const char *module_name, const char *name, PyObject **place) {
     PyObject *module = PyImport_ImportModule(module_name);
     if (!module) return -1;
-    Py_XSETREF(*place, PyObject_GetAttrString(module, name));
+    fa_replace(place, PyObject_GetAttrString(module, name));
     Py_DECREF(module);
     return *place ? 0 : -1;
 }

@@ -33,9 +33,21 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Function pointers in the void * of a PyType_Slot, as Python wants them and ISO C does not. */
+/* Function pointers in the void * of a PyType_Slot, as Python wants them and ISO C does not; a text there; and back. */
 #define FA_SLOT(function) (__extension__(void *)(function))
+#define FA_DOC(text) ((void *)(text))
+#define FA_SLOT_OF(function_type, type, slot) (__extension__(function_type) PyType_GetSlot(type, slot))
 #define FA_METHOD(function) ((PyCFunction)(void (*)(void))(function))
+
+/* Any of the object structs below, for the functions of Python. */
+#define FA_OBJECT(object) ((PyObject *)(object))
+
+/* Steals `object`. */
+static inline void fa_replace(PyObject **place, PyObject *object) {
+    PyObject *old = *place;
+    *place = object;
+    Py_XDECREF(old);
+}
 
 /* Longest label kept, as in "polynomial arena 'quotients'". */
 #define FA_LABEL_SIZE 96
@@ -53,7 +65,7 @@ typedef struct fa_heap {
     uint64_t serial;        /* no two heaps of a process have the same */
     uint64_t lineage;       /* the serial of the heap that reset(retire=True) first replaced */
     bool closed;
-    PyObject *allocator; /* borrowed: the Arena or Manager that allocates from it now, or null */
+    PyObject *allocator; /* weak reference to the Arena or Manager that allocates from it now, or null */
     PyObject *weak_references;
     struct fa_heap *previous, *next; /* all heaps, for fork and for exit */
     char label[FA_LABEL_SIZE];

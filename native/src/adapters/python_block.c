@@ -42,7 +42,7 @@ static void memory_dealloc(PyObject *self) {
         if (memory->heap->arena) fa_arena_free(memory->heap->arena, memory->address, memory->size);
         else fa_free(memory->heap->manager, memory->address);
     }
-    Py_XDECREF(memory->heap);
+    Py_XDECREF(FA_OBJECT(memory->heap));
     fa_python_free(self);
 }
 
@@ -64,7 +64,7 @@ static fa_memory *memory_new(fa_heap *heap, size_t size, size_t alignment, bool 
     }
     fa_memory *memory = PyObject_New(fa_memory, memory_type);
     if (!memory) return NULL;
-    Py_INCREF(heap);
+    Py_INCREF(FA_OBJECT(heap));
     memory->heap = heap;
     memory->address = NULL;
     memory->size = size;
@@ -79,7 +79,7 @@ static fa_memory *memory_new(fa_heap *heap, size_t size, size_t alignment, bool 
     }
     if (!memory->address) {
         fa_heap_refused(heap, size, alignment);
-        Py_DECREF(memory);
+        Py_DECREF(FA_OBJECT(memory));
         return NULL;
     }
     return memory;
@@ -106,7 +106,7 @@ static PyType_Slot memory_slots[] = {{Py_tp_dealloc, FA_SLOT(memory_dealloc)},
                                      {Py_tp_methods, memory_methods},
                                      {Py_bf_getbuffer, FA_SLOT(memory_getbuffer)},
                                      {Py_bf_releasebuffer, FA_SLOT(memory_releasebuffer)},
-                                     {Py_tp_doc, "What the buffers of a Block point at."},
+                                     {Py_tp_doc, FA_DOC("What the buffers of a Block point at.")},
                                      {0, NULL}};
 
 static PyType_Spec memory_spec = {"fastalloc._native.Memory", (int)sizeof(fa_memory), 0,
@@ -120,7 +120,7 @@ PyObject *fa_block_new(fa_heap *heap, size_t size, size_t alignment, bool zeroed
     if (!memory) return NULL;
     fa_block *block = PyObject_New(fa_block, block_type);
     if (!block) {
-        Py_DECREF(memory);
+        Py_DECREF(FA_OBJECT(memory));
         return NULL;
     }
     block->memory = memory;
@@ -164,7 +164,7 @@ int fa_block_free(fa_block *block) {
 
 /* The address may be in the hands of an array that holds only the Memory: then the Memory must stay what it is. */
 static bool memory_is_only_ours(const fa_memory *memory) {
-    return (uint32_t)Py_REFCNT(memory) == 1; /* newer Pythons keep flags in the upper half */
+    return (uint32_t)Py_REFCNT(FA_OBJECT(memory)) == 1; /* newer Pythons keep flags in the upper half */
 }
 
 static int resize_by_copy(fa_block *block, size_t size) {
@@ -173,7 +173,7 @@ static int resize_by_copy(fa_block *block, size_t size) {
     if (!memory) return -1;
     memcpy(memory->address, old->address, size < old->size ? size : old->size);
     block->memory = memory;
-    Py_DECREF(old);
+    Py_DECREF(FA_OBJECT(old));
     return 0;
 }
 
@@ -207,7 +207,7 @@ int fa_block_resize(fa_block *block, size_t size) {
 static void block_dealloc(PyObject *self) {
     fa_block *block = (fa_block *)self;
     if (block->weak_references) PyObject_ClearWeakRefs(self);
-    Py_XDECREF(block->memory);
+    Py_XDECREF(FA_OBJECT(block->memory));
     fa_python_free(self);
 }
 
@@ -249,12 +249,12 @@ static PyObject *block_wipe(PyObject *self, PyObject *Py_UNUSED(unused)) {
         fa_secure_zero(memory->address, memory->size);
     } else {
         memory->exports++; /* nobody frees or moves it meanwhile */
-        Py_INCREF(memory);
+        Py_INCREF(FA_OBJECT(memory));
         Py_BEGIN_ALLOW_THREADS
         fa_secure_zero(memory->address, memory->size);
         Py_END_ALLOW_THREADS
         memory->exports--;
-        Py_DECREF(memory);
+        Py_DECREF(FA_OBJECT(memory));
     }
     Py_RETURN_NONE;
 }
@@ -332,7 +332,7 @@ static PyObject *block_array(PyObject *self, PyObject *args, PyObject *keywords)
         PyErr_Fetch(&type, &value, &traceback);
         PyErr_Format(fa_ArgumentError, "shape: %R of %R does not fit in a block of %zu bytes (%S)", shape, dtype, size,
                      value ? value : Py_None);
-        Py_XDECREF(type);
+        Py_XDECREF(FA_OBJECT(type));
         Py_XDECREF(value);
         Py_XDECREF(traceback);
     }
@@ -402,11 +402,11 @@ static PyType_Slot block_slots[] = {
     {Py_sq_length, FA_SLOT(block_length)},
     {Py_bf_getbuffer, FA_SLOT(block_getbuffer)},
     {Py_bf_releasebuffer, FA_SLOT(block_releasebuffer)},
-    {Py_tp_doc, "Raw bytes in an arena or a manager: a writable buffer of unsigned bytes.\n\n"
+    {Py_tp_doc, FA_DOC("Raw bytes in an arena or a manager: a writable buffer of unsigned bytes.\n\n"
                 "Made by Arena.alloc, Manager.malloc and the like. It keeps its arena or manager's memory alive, and is\n"
                 "freed by free(), at the end of a `with` block, or when it is garbage. While memoryviews or arrays over\n"
                 "it exist it cannot be freed. It cannot be pickled or copied: bytes(block) copies the contents.\n\n"
-                "All methods may be called from any thread."},
+                "All methods may be called from any thread.")},
     {0, NULL}};
 
 static PyType_Spec block_spec = {"fastalloc.Block", (int)sizeof(fa_block), 0,

@@ -58,6 +58,7 @@ static void heap_dealloc(PyObject *self) {
     if (heap->weak_references) PyObject_ClearWeakRefs(self);
     fa_arena_destroy(heap->arena);
     fa_manager_destroy(heap->manager);
+    Py_XDECREF(heap->allocator);
     fa_python_free(self);
 }
 
@@ -80,7 +81,7 @@ static PyObject *heap_create(PyObject *args, bool is_arena) {
     else heap->manager = fa_manager_create(options, &status);
     Py_END_ALLOW_THREADS
     if (!heap->arena && !heap->manager) {
-        Py_DECREF(heap);
+        Py_DECREF(FA_OBJECT(heap));
         return PyLong_FromLong(status);
     }
     if (is_arena) {
@@ -102,12 +103,12 @@ fa_heap *fa_heap_check(PyObject *object) {
 
 static void heap_close(fa_heap *heap) {
     heap->closed = true;
-    Py_INCREF(heap);
+    Py_INCREF(FA_OBJECT(heap));
     Py_BEGIN_ALLOW_THREADS
     if (heap->arena) fa_arena_close(heap->arena);
     else fa_manager_close(heap->manager);
     Py_END_ALLOW_THREADS
-    Py_DECREF(heap);
+    Py_DECREF(FA_OBJECT(heap));
 }
 
 static PyObject *heap_close_method(PyObject *self, PyObject *Py_UNUSED(unused)) {
@@ -118,12 +119,12 @@ static PyObject *heap_close_method(PyObject *self, PyObject *Py_UNUSED(unused)) 
 /* At exit: whoever still allocates gets an error from now on, and every secret is zero. */
 static PyObject *close_all(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {
     fa_heap *heap = heaps;
-    Py_XINCREF(heap);
+    Py_XINCREF(FA_OBJECT(heap));
     while (heap) {
         if (!heap->closed) heap_close(heap);
         fa_heap *next = heap->next; /* read with the GIL, after close() let it go: `heap` is still linked */
-        Py_XINCREF(next);
-        Py_DECREF(heap);
+        Py_XINCREF(FA_OBJECT(next));
+        Py_DECREF(FA_OBJECT(heap));
         heap = next;
     }
     Py_RETURN_NONE;
@@ -193,7 +194,7 @@ static PyType_Slot heap_slots[] = {{Py_tp_dealloc, FA_SLOT(heap_dealloc)},
                                    {Py_tp_getset, heap_getset},
                                    {Py_tp_members, heap_members},
                                    {Py_tp_methods, heap_methods},
-                                   {Py_tp_doc, "The owner of an arena's or a manager's memory."},
+                                   {Py_tp_doc, FA_DOC("The owner of an arena's or a manager's memory.")},
                                    {0, NULL}};
 
 static PyType_Spec heap_spec = {"fastalloc._native.Heap", (int)sizeof(fa_heap), 0,

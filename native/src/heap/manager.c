@@ -1,20 +1,23 @@
 /*
- * heap/manager.c - a small reentrant heap: pool, table, cache, and malloc behind them
+ * heap/manager.c - a small reentrant heap: pool, slabs, table, cache, and malloc behind them
  *
- *     size <= block_size   pool (mem/pool.h) ---- exhausted ----.
- *     size <  large_size   ------------------------------------ malloc, known to the table (mem/table.h)
+ *     size <= block_size   pool (mem/pool.h) -- exhausted --.
+ *     size <= 8 KiB        ---------------------------------- slabs (mem/slabs.h) -- no address space --.
+ *     size <  large_size   ---------------------------------- malloc, known to the table (mem/table.h) -'
  *     size >= large_size   cache (mem/cache.h) -- nothing fits -- the system's pages, known to the table
  *
- * Every byte is zeroed before it is freed, by the manager, whatever the way: so blocks of the pool, cached large blocks and
- * fresh pages are zero when handed out, and only a fallback block needs clearing for calloc.
+ * The pool is fixed and laid out at creation, for programs that know what they need. What does not fit in it falls back:
+ * to slabs, which are pools of other block sizes made as they are needed, and above those to malloc.
  *
- * A table entry's value packs what is known of a block that is not in the pool:
+ * Every byte is zeroed before it is freed, by the manager, whatever the way: so blocks of pool and slabs, cached large
+ * blocks and fresh pages are zero when handed out, and only a block of malloc needs clearing for calloc.
+ *
+ * A table entry's value packs what is known of a block that is in neither pool nor slabs:
  *
  *     63      36 35              2 1  0
  *     |  room   |      slack      | kind |      room: 16-byte units (fallback) or 4 KiB units (large); size = room - slack
  *
- * Invariants: requested = the sum of the sizes of live blocks <= limit; a live block is in the pool or in the table, never
- * in both; nothing that is free holds a byte of what was in it.
+ * Invariants: requested = the sum of the sizes of live blocks <= limit; a live block is in one of pool, slabs and table; nothing that is free holds a byte of what was in it.
  * Thread rule: one thread, or any with FA_LOCKED. No system call, no wipe of a large block, and no malloc happens inside
  * the lock, but for growth of the table. Cost: O(1); pool blocks a dozen instructions and a wipe of block_size bytes.
  */
@@ -23,6 +26,7 @@
 #include "mem/cache.h"
 #include "mem/lock.h"
 #include "mem/pool.h"
+#include "mem/slabs.h"
 #include "mem/table.h"
 #include "mem/wipe.h"
 #include "report.h"
@@ -36,10 +40,12 @@
 #define MAX_LARGE_SIZE ((size_t)1 << 30) /* option large_size: room in 28 bits of 16 B */
 #define HUGE_PAGE ((size_t)2 << 20)
 
-enum block_kind { FALLBACK, LARGE };
+/* The first two stand in table entries. */
+enum block_kind { FALLBACK, LARGE, POOLED };
 
 struct fa_manager {
     fa_pool pool;
+    fa_slabs slabs;
     fa_lock lock;
     bool locked;
     bool closed;
@@ -47,7 +53,7 @@ struct fa_manager {
     uint64_t limit;
     uint64_t requested, used, peak;
     uint64_t live, allocated;
-    uint64_t pool_live;
+    uint64_t pool_live, slab_live;
     const fa_os *os;
     fa_table table;
     uint64_t fallbacks, large, cache_hits, moved, failures;
@@ -87,48 +93,63 @@ static void leave(fa_manager *manager, size_t size, size_t room) {
     manager->live--;
 }
 
-static void enter_pool(fa_manager *manager, size_t size) {
-    manager->pool_live++;
-    enter(manager, size, manager->pool.block_size);
-}
-
-static void leave_pool(fa_manager *manager, uint32_t index) {
-    manager->pool_live--;
-    leave(manager, fa_pool_size(&manager->pool, index), manager->pool.block_size);
-}
-
-/* ---- the hot path: the pool -------------------------------------------------------------------------------------- */
+/* ---- the hot path: pool and slabs --------------------------------------------------------------------------------- */
 
 static void *alloc_slow(fa_manager *manager, size_t alignment, size_t size, bool zeroed, size_t credit);
 static fa_status free_slow(fa_manager *manager, void *block);
 
-/* A pool block, or null; the lock is held. */
-static inline void *pool_alloc(fa_manager *manager, size_t size, size_t credit) {
-    if (FA_UNLIKELY(size > manager->pool.block_size || !allowed(manager, size, credit))) return NULL;
-    void *block = fa_pool_take(&manager->pool, size);
-    if (FA_LIKELY(block != NULL)) enter_pool(manager, size);
+/* A zero block of the pool, if it may, or of a slab of the class; or null. The lock is held. */
+static inline void *small_alloc(fa_manager *manager, size_t size, uint32_t class, bool pool_may, size_t credit) {
+    if (FA_UNLIKELY(!allowed(manager, size, credit))) return NULL;
+    void *block;
+    if (FA_LIKELY(pool_may) && (block = fa_pool_take(&manager->pool, size)) != NULL) {
+        manager->pool_live++;
+        enter(manager, size, manager->pool.block_size);
+        return block;
+    }
+    block = fa_slabs_take(&manager->slabs, manager->os, class, size);
+    if (FA_UNLIKELY(block == NULL)) return NULL;
+    manager->fallbacks++;
+    manager->slab_live++;
+    enter(manager, size, fa_slab_size(class));
     return block;
 }
 
 FA_HOT void *fa_malloc(fa_manager *manager, size_t size) {
-    lock(manager);
-    void *block = pool_alloc(manager, size, 0);
-    unlock(manager);
-    return FA_LIKELY(block != NULL) ? block : alloc_slow(manager, FA_MIN_ALIGNMENT, size, false, 0);
+    if (FA_LIKELY(size <= FA_SLAB_MAX)) {
+        lock(manager);
+        void *block = small_alloc(manager, size, fa_slab_class(size), size <= manager->pool.block_size, 0);
+        unlock(manager);
+        if (FA_LIKELY(block != NULL)) return block;
+    }
+    return alloc_slow(manager, FA_MIN_ALIGNMENT, size, false, 0);
 }
 
 FA_HOT fa_status fa_manager_try_free(fa_manager *manager, void *block) {
-    if (FA_UNLIKELY(!fa_pool_owns(&manager->pool, block))) return free_slow(manager, block);
-    uint32_t index;
     fa_status status = FA_ERR_CORRUPT;
+    uint32_t index;
+    fa_slab *slab;
+    if (fa_pool_owns(&manager->pool, block)) {
+        lock(manager);
+        if (FA_LIKELY(fa_pool_index(&manager->pool, block, &index) && fa_pool_is_live(&manager->pool, index))) {
+            manager->pool_live--;
+            leave(manager, fa_pool_size(&manager->pool, index), manager->pool.block_size);
+            fa_pool_give(&manager->pool, index);
+            status = FA_OK;
+        }
+        unlock(manager);
+        return status;
+    }
     lock(manager);
-    if (FA_LIKELY(fa_pool_index(&manager->pool, block, &index) && fa_pool_is_live(&manager->pool, index))) {
-        leave_pool(manager, index);
-        fa_pool_give(&manager->pool, index);
+    bool in_slabs = fa_slabs_own(&manager->slabs, block);
+    if (FA_LIKELY(in_slabs && fa_slabs_find(&manager->slabs, block, &slab, &index))) {
+        manager->slab_live--;
+        leave(manager, fa_pool_size(&slab->pool, index), slab->pool.block_size);
+        fa_slabs_give(&manager->slabs, slab, index);
         status = FA_OK;
     }
     unlock(manager);
-    return status;
+    return FA_LIKELY(in_slabs) ? status : free_slow(manager, block);
 }
 
 void fa_free(fa_manager *manager, void *block) {
@@ -152,9 +173,9 @@ void fa_manager_options_init(fa_manager_options *options) {
 
 static bool options_are_valid(const fa_manager_options *options) {
     if (options->struct_size != sizeof *options || (options->flags & ~(unsigned)FA_LOCKED) != 0) return false;
-    if (options->block_size == 0 || options->block_size % 16 != 0 || options->block_size > FA_POOL_MAX_BLOCK)
+    if (options->block_size == 0 || options->block_size % 16 != 0 || options->block_size > FA_SLAB_MAX)
         return false;
-    return options->large_size > options->block_size && options->large_size <= MAX_LARGE_SIZE;
+    return options->large_size > FA_SLAB_MAX && options->large_size <= MAX_LARGE_SIZE;
 }
 
 fa_manager *fa_manager_create(const fa_manager_options *options, fa_status *status) {
@@ -193,6 +214,7 @@ fa_manager *fa_manager_create(const fa_manager_options *options, fa_status *stat
     manager->cache.limit = options->cache_limit;
     manager->cache.age = options->cache_age;
     fa_table_init(&manager->table);
+    fa_slabs_init(&manager->slabs);
     manager->reporter = (fa_reporter){.os = os,
                                       .handler = options->on_corruption,
                                       .context = options->corruption_context,
@@ -203,25 +225,27 @@ fa_manager *fa_manager_create(const fa_manager_options *options, fa_status *stat
 
 /* ---- blocks outside the pool ------------------------------------------------------------------------------------- */
 
-typedef struct outside {
+typedef struct found {
     enum block_kind kind;
+    uint32_t index; /* POOLED: in this pool, be it the pool or a slab's */
+    fa_pool *pool;
     size_t room;
     size_t size;
-} outside;
+} found;
 
 #define KIND_BITS 2
 #define SLACK_BITS 34
 #define FALLBACK_UNIT_LOG2 4
 #define LARGE_UNIT_LOG2 12
 
-static uint64_t pack(outside block) {
+static uint64_t pack(found block) {
     unsigned unit = block.kind == LARGE ? LARGE_UNIT_LOG2 : FALLBACK_UNIT_LOG2;
     uint64_t room = (uint64_t)block.room >> unit, slack = block.room - block.size;
     return room << (SLACK_BITS + KIND_BITS) | slack << KIND_BITS | (uint64_t)block.kind;
 }
 
-static outside unpack(uint64_t value) {
-    outside block = {.kind = (enum block_kind)(value & ((1U << KIND_BITS) - 1))};
+static found unpack(uint64_t value) {
+    found block = {.kind = (enum block_kind)(value & ((1U << KIND_BITS) - 1))};
     unsigned unit = block.kind == LARGE ? LARGE_UNIT_LOG2 : FALLBACK_UNIT_LOG2;
     block.room = (size_t)(value >> (SLACK_BITS + KIND_BITS) << unit);
     block.size = block.room - (size_t)(value >> KIND_BITS & ((UINT64_C(1) << SLACK_BITS) - 1));
@@ -272,7 +296,7 @@ static void *alloc_large(fa_manager *manager, size_t alignment, size_t size, siz
     if (!hit && may) cached.address = map_large(manager, alignment, room);
     if (cached.address == NULL) return NULL;
 
-    outside block = {.kind = LARGE, .room = cached.size, .size = size};
+    found block = {.kind = LARGE, .room = cached.size, .size = size};
     lock(manager);
     bool entered = allowed(manager, size, credit) && fa_table_insert(&manager->table, manager->os, cached.address, pack(block));
     if (entered) {
@@ -288,7 +312,7 @@ static void *alloc_large(fa_manager *manager, size_t alignment, size_t size, siz
 }
 
 static void *alloc_fallback(fa_manager *manager, size_t alignment, size_t size, bool zeroed, size_t credit) {
-    outside block = {.kind = FALLBACK, .room = fallback_room(size), .size = size};
+    found block = {.kind = FALLBACK, .room = fallback_room(size), .size = size};
     lock(manager);
     bool may = allowed(manager, size, credit);
     unlock(manager);
@@ -307,19 +331,34 @@ static void *alloc_fallback(fa_manager *manager, size_t alignment, size_t size, 
     return NULL;
 }
 
+/* The class whose blocks hold `size` bytes with the alignment, or FA_SLAB_CLASSES. A span is aligned, so a block is
+ * aligned to every power of two that divides its size. */
+static uint32_t aligned_class(size_t alignment, size_t size) {
+    if (size > FA_SLAB_MAX || alignment > FA_SLAB_MAX) return FA_SLAB_CLASSES;
+    uint32_t class = fa_slab_class(fa_max(size, alignment));
+    while (class < FA_SLAB_CLASSES && (fa_slab_size(class) & (alignment - 1)) != 0) class += 1;
+    return class;
+}
+
 /* Pool blocks start at multiples of the block size from a page. */
 static bool pool_has_alignment(const fa_manager *manager, size_t alignment) {
-    return (manager->pool.block_size & (alignment - 1)) == 0 && alignment <= (size_t)4096;
+    return (manager->pool.block_size & (alignment - 1)) == 0 && alignment <= manager->os->page_size();
+}
+
+static void *alloc_small(fa_manager *manager, size_t alignment, size_t size, size_t credit) {
+    uint32_t class = aligned_class(alignment, size);
+    if (class == FA_SLAB_CLASSES) return NULL;
+    bool pool_may = size <= manager->pool.block_size && pool_has_alignment(manager, alignment);
+    lock(manager);
+    void *block = small_alloc(manager, size, class, pool_may, credit);
+    unlock(manager);
+    return block;
 }
 
 FA_COLD static void *alloc_slow(fa_manager *manager, size_t alignment, size_t size, bool zeroed, size_t credit) {
-    void *block = NULL;
-    if (size <= manager->pool.block_size && pool_has_alignment(manager, alignment)) {
-        lock(manager);
-        block = pool_alloc(manager, size, credit);
-        unlock(manager);
-    }
-    if (block == NULL && size < manager->large_size) block = alloc_fallback(manager, alignment, size, zeroed, credit);
+    void *block = size <= FA_SLAB_MAX ? alloc_small(manager, alignment, size, credit) : NULL;
+    if (block == NULL && size < manager->large_size)
+        block = alloc_fallback(manager, alignment, size, zeroed, credit);
     else if (block == NULL) block = alloc_large(manager, alignment, size, credit);
     if (block == NULL) {
         lock(manager);
@@ -330,7 +369,7 @@ FA_COLD static void *alloc_slow(fa_manager *manager, size_t alignment, size_t si
 }
 
 /* Gives the memory of a block that is in no table any more back, zeroed: outside the lock. */
-static void retire(fa_manager *manager, void *address, outside block) {
+static void retire(fa_manager *manager, void *address, found block) {
     if (block.kind == FALLBACK) {
         fa_secure_zero(address, block.room);
         manager->os->heap_free(address);
@@ -349,7 +388,7 @@ static void retire(fa_manager *manager, void *address, outside block) {
 FA_COLD static fa_status free_slow(fa_manager *manager, void *address) {
     lock(manager);
     fa_slot *slot = fa_table_find(&manager->table, address);
-    outside block = {0};
+    found block = {0};
     if (slot != NULL) {
         block = unpack(slot->value);
         fa_table_remove(&manager->table, slot);
@@ -380,12 +419,22 @@ void *fa_aligned_alloc(fa_manager *manager, size_t alignment, size_t size) {
 }
 
 /* What is known of a live block; FA_ERR_CORRUPT or FA_ERR_FOREIGN if it is not one. The lock is held. */
-static fa_status look_up(const fa_manager *manager, const void *address, outside *block) {
-    if (fa_pool_owns(&manager->pool, address)) {
-        uint32_t index;
-        if (!fa_pool_index(&manager->pool, address, &index) || !fa_pool_is_live(&manager->pool, index))
-            return FA_ERR_CORRUPT;
-        *block = (outside){.room = manager->pool.block_size, .size = fa_pool_size(&manager->pool, index)};
+static fa_status look_up(fa_manager *manager, const void *address, found *block) {
+    *block = (found){.kind = POOLED};
+    bool in_pool = fa_pool_owns(&manager->pool, address);
+    if (in_pool || fa_slabs_own(&manager->slabs, address)) {
+        fa_slab *slab;
+        bool live;
+        if (in_pool) {
+            block->pool = &manager->pool;
+            live = fa_pool_index(block->pool, address, &block->index) && fa_pool_is_live(block->pool, block->index);
+        } else {
+            live = fa_slabs_find(&manager->slabs, address, &slab, &block->index);
+            block->pool = &slab->pool;
+        }
+        if (!live) return FA_ERR_CORRUPT;
+        block->room = block->pool->block_size;
+        block->size = fa_pool_size(block->pool, block->index);
         return FA_OK;
     }
     const fa_slot *slot = fa_table_find(&manager->table, address);
@@ -394,20 +443,20 @@ static fa_status look_up(const fa_manager *manager, const void *address, outside
     return FA_OK;
 }
 
-/* Whether a block of this room should stay where it is with another size. */
-static bool stays(const fa_manager *manager, const void *address, outside block, size_t size) {
-    if (fa_pool_owns(&manager->pool, address)) return size <= manager->pool.block_size;
-    if (block.kind == LARGE) return size >= manager->large_size && large_room(manager, size) == block.room;
-    return size > manager->pool.block_size && fallback_room(size) == block.room;
+/* Whether a block should stay where it is with another size. */
+static bool stays(const fa_manager *manager, const found *block, size_t size) {
+    if (block->kind == POOLED && block->pool == &manager->pool) return size <= block->room;
+    if (block->kind == POOLED) return size <= block->room && fa_slab_size(fa_slab_class(size)) == block->room;
+    if (block->kind == LARGE) return size >= manager->large_size && large_room(manager, size) == block->room;
+    return size > FA_SLAB_MAX && fallback_room(size) == block->room;
 }
 
 /* Changes the size of a block in place; the lock is held. What is cut off becomes zero. */
-static void set_size(fa_manager *manager, void *address, outside block, size_t size) {
+static void set_size(fa_manager *manager, void *address, found block, size_t size) {
     if (size < block.size) fa_secure_zero((unsigned char *)address + size, block.size - size);
     manager->requested = manager->requested - block.size + size;
-    if (fa_pool_owns(&manager->pool, address)) {
-        uint32_t index;
-        if (fa_pool_index(&manager->pool, address, &index)) manager->pool.size_plus_1[index] = (uint16_t)(size + 1);
+    if (block.kind == POOLED) {
+        block.pool->size_plus_1[block.index] = (uint16_t)(size + 1);
         return;
     }
     block.size = size;
@@ -415,8 +464,8 @@ static void set_size(fa_manager *manager, void *address, outside block, size_t s
 }
 
 /* A large block grows or shrinks to another large room by moving its pages: the table forgets it meanwhile. */
-static void *move_pages(fa_manager *manager, void *address, outside block, size_t size) {
-    outside now = {.kind = LARGE, .room = large_room(manager, size), .size = size};
+static void *move_pages(fa_manager *manager, void *address, found block, size_t size) {
+    found now = {.kind = LARGE, .room = large_room(manager, size), .size = size};
     lock(manager);
     fa_slot *slot = fa_table_find(&manager->table, address);
     bool may = now.room != 0 && slot != NULL && allowed(manager, size, block.size);
@@ -444,13 +493,13 @@ static void *move_pages(fa_manager *manager, void *address, outside block, size_
 }
 
 void *fa_manager_try_realloc(fa_manager *manager, void *address, size_t alignment, size_t size, fa_status *status) {
-    outside block = {0};
+    found block = {0};
     *status = FA_ERR_INVALID;
     if (!fa_is_power_of_two(alignment) || alignment > FA_MAX_ALIGNMENT) return NULL;
     alignment = fa_max(alignment, FA_MIN_ALIGNMENT);
     lock(manager);
     *status = look_up(manager, address, &block);
-    bool in_place = *status == FA_OK && stays(manager, address, block, size) && !manager->closed &&
+    bool in_place = *status == FA_OK && stays(manager, &block, size) && !manager->closed &&
                     ((uintptr_t)address & (alignment - 1)) == 0 &&
                     allowed(manager, size, block.size);
     if (in_place) set_size(manager, address, block, size);
@@ -493,21 +542,20 @@ void *fa_realloc(fa_manager *manager, void *block, size_t size) {
 
 /* ---- looking, trimming, ending ----------------------------------------------------------------------------------- */
 
-size_t fa_usable_size(const fa_manager *manager, const void *block) {
-    outside found = {0};
+size_t fa_usable_size(const fa_manager *manager, const void *address) {
+    found block;
     lock(manager);
-    bool live = look_up(manager, block, &found) == FA_OK;
-    bool pooled = live && fa_pool_owns(&manager->pool, block);
+    bool live = look_up((fa_manager *)(uintptr_t)manager, address, &block) == FA_OK;
     unlock(manager);
     if (!live) return 0;
     /* Above its size a large block is promised to be zero, so only what was asked for may be used. */
-    return pooled || found.kind == FALLBACK ? found.room : found.size;
+    return block.kind == LARGE ? block.size : block.room;
 }
 
 bool fa_owns(const fa_manager *manager, const void *pointer) {
-    outside found;
+    found block;
     lock(manager);
-    bool live = look_up(manager, pointer, &found) == FA_OK;
+    bool live = look_up((fa_manager *)(uintptr_t)manager, pointer, &block) == FA_OK;
     unlock(manager);
     return live;
 }
@@ -518,19 +566,22 @@ fa_status fa_manager_trim(fa_manager *manager, size_t keep) {
     uint64_t now = manager->os->milliseconds();
     lock(manager);
     fa_cache_purge(&manager->cache, now, keep, &evicted);
+    fa_status status = fa_slabs_trim(&manager->slabs, manager->os, keep - manager->cache.bytes);
     unlock(manager);
     release_evicted(manager, &evicted);
-    return FA_OK;
+    return status;
 }
 
 fa_status fa_manager_get_stats(const fa_manager *manager, fa_manager_stats *stats) {
     lock(manager);
     uint64_t touched = (uint64_t)manager->pool.used * manager->pool.block_size;
+    uint64_t slabs = (uint64_t)manager->slabs.resident << FA_SPAN_LOG2;
     *stats = (fa_manager_stats){
         .requested = manager->requested,
         .used = manager->used,
-        .reserved = manager->pool.mapped + manager->large_bytes + manager->cache.bytes + manager->table.mapped,
-        .resident = touched + manager->large_bytes + manager->cache.bytes,
+        .reserved = manager->pool.mapped + manager->slabs.reserved_size + manager->large_bytes + manager->cache.bytes +
+                    manager->table.mapped,
+        .resident = touched + slabs + manager->large_bytes + manager->cache.bytes,
         .cached = manager->cache.bytes,
         .peak = manager->peak,
         .live = manager->live,
@@ -538,6 +589,8 @@ fa_status fa_manager_get_stats(const fa_manager *manager, fa_manager_stats *stat
         .freed = manager->allocated - manager->live,
         .pool_blocks = manager->pool.count,
         .pool_live = manager->pool_live,
+        .slab_bytes = slabs,
+        .slab_live = manager->slab_live,
         .fallbacks = manager->fallbacks,
         .large = manager->large,
         .cache_hits = manager->cache_hits,
@@ -568,7 +621,7 @@ void fa_manager_destroy(fa_manager *manager) {
     size_t position = 0;
     for (fa_slot *slot = fa_table_next(&manager->table, &position); slot != NULL;
          slot = fa_table_next(&manager->table, &position)) {
-        outside block = unpack(slot->value);
+        found block = unpack(slot->value);
         fa_secure_zero((void *)slot->address, block.kind == LARGE ? block.size : block.room);
         if (block.kind == LARGE) (void)os->release((void *)slot->address, block.room);
         else os->heap_free((void *)slot->address);
@@ -576,6 +629,7 @@ void fa_manager_destroy(fa_manager *manager) {
     for (uint32_t i = 0; i < manager->cache.count; i++)
         (void)os->release(manager->cache.entry[i].address, manager->cache.entry[i].size);
     fa_table_destroy(&manager->table, os);
+    fa_slabs_destroy(&manager->slabs, os);
     fa_pool_destroy(&manager->pool, os);
     (void)os->release(manager, manager->mapped);
 }
@@ -584,22 +638,29 @@ void fa_manager_fork_prepare(fa_manager *manager) { lock(manager); }
 void fa_manager_fork_parent(fa_manager *manager) { unlock(manager); }
 void fa_manager_fork_child(fa_manager *manager) { unlock(manager); }
 
+static void add_pool(const fa_pool *pool, uint64_t *requested, uint64_t *used, uint64_t *live) {
+    for (uint32_t index = 0; index < pool->used; index++) {
+        if (!fa_pool_is_live(pool, index)) continue;
+        *requested += fa_pool_size(pool, index);
+        *used += pool->block_size;
+        (*live)++;
+    }
+}
+
 bool fa_manager_is_valid(const fa_manager *manager) {
     lock(manager);
-    bool valid = fa_pool_is_valid(&manager->pool) && fa_table_is_valid(&manager->table) &&
-                 fa_cache_is_valid(&manager->cache);
+    bool valid = fa_pool_is_valid(&manager->pool) && fa_slabs_are_valid(&manager->slabs) &&
+                 fa_table_is_valid(&manager->table) && fa_cache_is_valid(&manager->cache);
     uint64_t requested = 0, used = 0, live = 0, large = 0;
-    for (uint32_t index = 0; index < manager->pool.used; index++) {
-        if (!fa_pool_is_live(&manager->pool, index)) continue;
-        requested += fa_pool_size(&manager->pool, index);
-        live++;
-    }
+    add_pool(&manager->pool, &requested, &used, &live);
     valid = valid && live == manager->pool_live;
-    used = live * manager->pool.block_size;
+    for (uint32_t span = 0; span < manager->slabs.fresh; span++)
+        add_pool(&manager->slabs.slab[span].pool, &requested, &used, &live);
+    valid = valid && live == manager->pool_live + manager->slab_live;
     size_t position = 0;
     for (const fa_slot *slot = fa_table_next(&manager->table, &position); slot != NULL;
          slot = fa_table_next(&manager->table, &position)) {
-        outside block = unpack(slot->value);
+        found block = unpack(slot->value);
         requested += block.size;
         used += block.room;
         large += block.kind == LARGE ? block.room : 0;

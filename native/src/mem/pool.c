@@ -10,42 +10,45 @@
 
 #include <string.h>
 
+void fa_pool_init(fa_pool *pool, size_t block_size, size_t count, void *blocks, void *metadata) {
+    size_t units = block_size / 16;
+    *pool = (fa_pool){.blocks = blocks, .size_plus_1 = metadata, .count = (uint32_t)count};
+    size_t sizes = fa_pool_metadata(count) - count * sizeof *pool->stack;
+    pool->stack = (uint32_t *)(void *)((unsigned char *)metadata + sizes);
+    pool->block_size = (uint32_t)block_size;
+    pool->reciprocal = ((UINT64_C(1) << FA_POOL_SHIFT) + units - 1) / units;
+    pool->bytes = count * block_size;
+}
+
 fa_status fa_pool_create(fa_pool *pool, const fa_os *os, size_t block_size, size_t count) {
     memset(pool, 0, sizeof *pool);
     pool->block_size = (uint32_t)block_size;
     if (count == 0) return FA_OK;
-    size_t per_block = block_size + sizeof *pool->size_plus_1 + sizeof *pool->stack;
-    size_t page = os->page_size();
-    size_t units = block_size / 16;
-    /* Beyond these the index would not be exact, or the sum below would wrap. */
+    size_t units = block_size / 16, page = os->page_size(), mapped;
+    /* Beyond these the index would not be exact, or the sums below would wrap. */
     if (count >= FA_POOL_MAX_COUNT || count > (UINT64_C(1) << FA_POOL_SHIFT) / ((uint64_t)units * units))
         return FA_ERR_INVALID;
-    if (count > (SIZE_MAX - 4 * page) / per_block) return FA_ERR_NOMEM;
-    size_t blocks = count * block_size, mapped;
-    size_t sizes;
-    if (!fa_align_up(count * sizeof *pool->size_plus_1, sizeof *pool->stack, &sizes)) return FA_ERR_NOMEM;
-    if (!fa_align_up(blocks + sizes + count * sizeof *pool->stack, page, &mapped)) return FA_ERR_NOMEM;
+    if (count > (SIZE_MAX - page) / (block_size + sizeof(uint16_t) + sizeof(uint32_t) + 4)) return FA_ERR_NOMEM;
+    if (!fa_align_up(count * block_size + fa_pool_metadata(count), page, &mapped)) return FA_ERR_NOMEM;
     void *address;
     if (os->reserve(mapped, page, &address) != 0) return FA_ERR_NOMEM;
     if (os->commit(address, mapped) != 0) {
         (void)os->release(address, mapped);
         return FA_ERR_NOMEM;
     }
-    pool->blocks = address;
-    pool->size_plus_1 = (uint16_t *)(void *)(pool->blocks + blocks);
-    pool->stack = (uint32_t *)(void *)(pool->blocks + blocks + sizes);
-    pool->count = (uint32_t)count;
-    pool->reciprocal = ((UINT64_C(1) << FA_POOL_SHIFT) + units - 1) / units;
-    pool->bytes = blocks;
+    fa_pool_init(pool, block_size, count, address, (unsigned char *)address + count * block_size);
     pool->mapped = mapped;
     return FA_OK;
 }
 
-void fa_pool_destroy(fa_pool *pool, const fa_os *os) {
-    if (pool->blocks == NULL) return;
+void fa_pool_wipe(fa_pool *pool) {
     for (uint32_t index = 0; index < pool->used; index++)
-        if (fa_pool_is_live(pool, index)) fa_pool_give(pool, index); /* zeroes it */
-    (void)os->release(pool->blocks, pool->mapped);
+        if (fa_pool_is_live(pool, index)) fa_pool_give(pool, index);
+}
+
+void fa_pool_destroy(fa_pool *pool, const fa_os *os) {
+    fa_pool_wipe(pool);
+    if (pool->mapped != 0) (void)os->release(pool->blocks, pool->mapped);
     memset(pool, 0, sizeof *pool);
 }
 

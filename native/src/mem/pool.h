@@ -40,12 +40,23 @@ typedef struct fa_pool {
     uint32_t block_size;
     uint64_t reciprocal;     /* of block_size / 16: the index without a division */
     size_t bytes;            /* count * block_size */
-    size_t mapped;
+    size_t mapped;           /* 0: the memory is somebody else's */
 } fa_pool;
 
-/* `count` may be 0: a pool that is always exhausted. */
+/* Bytes that sizes and stack of `count` blocks need. */
+static inline size_t fa_pool_metadata(size_t count) {
+    return (count * sizeof(uint16_t) + 3) / 4 * 4 + count * sizeof(uint32_t);
+}
+
+/* A pool over memory that somebody else owns: `blocks` are zero, `metadata` too, both aligned to 16 bytes. */
+void fa_pool_init(fa_pool *pool, size_t block_size, size_t count, void *blocks, void *metadata);
+
+/* A pool with its own memory. `count` may be 0: a pool that is always exhausted. */
 fa_status fa_pool_create(fa_pool *pool, const fa_os *os, size_t block_size, size_t count);
 void fa_pool_destroy(fa_pool *pool, const fa_os *os);
+
+/* Zeroes and frees whatever is live. */
+void fa_pool_wipe(fa_pool *pool);
 
 static inline bool fa_pool_owns(const fa_pool *pool, const void *pointer) {
     return (uintptr_t)pointer - (uintptr_t)pool->blocks < pool->bytes;
@@ -77,6 +88,9 @@ static inline void fa_pool_give(fa_pool *pool, uint32_t index) {
     pool->size_plus_1[index] = 0;
     pool->stack[pool->stacked++] = index;
 }
+
+static inline uint32_t fa_pool_live(const fa_pool *pool) { return pool->used - pool->stacked; }
+static inline bool fa_pool_is_full(const fa_pool *pool) { return pool->stacked == 0 && pool->used == pool->count; }
 
 bool fa_pool_is_valid(const fa_pool *pool);
 

@@ -1,0 +1,155 @@
+/*
+ * mem/slabs.c - the cold half of slabs.h: the range, new slabs, empty slabs
+ *
+ *     fresh span --> slab with room <--> full slab
+ *                        |  ^
+ *                 empty  v  |  any class
+ *                  span without a slab --> trimmed
+ *
+ * The range is reserved when the first slab is needed and is address space until touched. Where so much cannot be had, less
+ * is taken; where nothing can, there are no slabs and the owner does without. Invariants, thread rule, cost: see slabs.h.
+ */
+#include "slabs.h"
+
+/* 4 GiB of blocks where addresses are plenty, 16 MiB where they are not; an eighth if that is refused. */
+#define RANGE (sizeof(void *) >= 8 ? (size_t)1 << 32 % (8 * sizeof(size_t)) : (size_t)16 << 20)
+#define RANGE_RETRY 8
+
+static bool reserve_range(fa_slabs *slabs, const fa_os *os, size_t bytes) {
+    size_t page = os->page_size(), stride, table, size;
+    uint32_t spans = (uint32_t)(bytes >> FA_SPAN_LOG2);
+    if (!fa_align_up(fa_pool_metadata(FA_SPAN / 16), page, &stride)) return false;
+    if (!fa_align_up(spans * sizeof(fa_slab), page, &table)) return false;
+    size = bytes + table + spans * stride;
+    void *address;
+    if (os->reserve(size, FA_SPAN, &address) != 0) return false;
+    if (os->commit(address, size) != 0) {
+        (void)os->release(address, size);
+        return false;
+    }
+    slabs->base = address;
+    slabs->bytes = bytes;
+    slabs->slab = (fa_slab *)(void *)(slabs->base + bytes);
+    slabs->metadata = slabs->base + bytes + table;
+    slabs->metadata_stride = stride;
+    slabs->spans = spans;
+    slabs->reserved = address;
+    slabs->reserved_size = size;
+    return true;
+}
+
+void fa_slabs_destroy(fa_slabs *slabs, const fa_os *os) {
+    for (uint32_t span = 0; span < slabs->fresh; span++) fa_pool_wipe(&slabs->slab[span].pool);
+    if (slabs->reserved != NULL) (void)os->release(slabs->reserved, slabs->reserved_size);
+    fa_slabs_init(slabs);
+}
+
+static void link_first(fa_slabs *slabs, uint32_t *first, fa_slab *slab) {
+    uint32_t number = (uint32_t)(slab - slabs->slab) + 1;
+    slab->prev = 0;
+    slab->next = *first;
+    if (*first != 0) slabs->slab[*first - 1].prev = number;
+    *first = number;
+}
+
+static void unlink_from(fa_slabs *slabs, uint32_t *first, fa_slab *slab) {
+    if (slab->next != 0) slabs->slab[slab->next - 1].prev = slab->prev;
+    if (slab->prev != 0) slabs->slab[slab->prev - 1].next = slab->next;
+    else *first = slab->next;
+    slab->next = slab->prev = 0;
+}
+
+/* A span without a slab: one still resident, else one that was trimmed, else a fresh one. */
+static fa_slab *find_span(fa_slabs *slabs) {
+    uint32_t *list = slabs->empty != 0 ? &slabs->empty : &slabs->trimmed;
+    fa_slab *slab;
+    if (*list != 0) {
+        slab = &slabs->slab[*list - 1];
+        if (list == &slabs->trimmed) slabs->resident++;
+        unlink_from(slabs, list, slab);
+        return slab;
+    }
+    if (slabs->fresh == slabs->spans) return NULL;
+    slabs->resident++;
+    return &slabs->slab[slabs->fresh++];
+}
+
+FA_COLD fa_slab *fa_slabs_refill(fa_slabs *slabs, const fa_os *os, uint32_t class) {
+    if (slabs->bytes == 0) {
+        if (!slabs->failed && !reserve_range(slabs, os, RANGE) && !reserve_range(slabs, os, RANGE / RANGE_RETRY))
+            slabs->failed = true;
+        if (slabs->failed) return NULL;
+    }
+    fa_slab *slab = find_span(slabs);
+    if (slab == NULL) return NULL;
+    size_t span = (size_t)(slab - slabs->slab), block_size = fa_slab_size(class);
+    unsigned char *metadata = slabs->metadata + span * slabs->metadata_stride;
+    /* Sizes of the last slab here are zero again: it was empty when it was given up. */
+    fa_pool_init(&slab->pool, block_size, FA_SPAN / block_size, slabs->base + (span << FA_SPAN_LOG2), metadata);
+    slab->class = class;
+    link_first(slabs, &slabs->partial[class], slab);
+    return slab;
+}
+
+FA_COLD void fa_slabs_settle(fa_slabs *slabs, fa_slab *slab, bool was_full) {
+    uint32_t *first = &slabs->partial[slab->class];
+    if (was_full) link_first(slabs, first, slab);
+    if (fa_pool_is_full(&slab->pool)) {
+        unlink_from(slabs, first, slab);
+        return;
+    }
+    /* The last slab of a class stays, or a program at its edge would make and give up a slab with every block. */
+    bool only = slab->next == 0 && slab->prev == 0;
+    if (fa_pool_live(&slab->pool) > 0 || only) return;
+    unlink_from(slabs, first, slab);
+    for (uint32_t i = 0; i < slab->pool.stacked; i++) slab->pool.stack[i] = 0; /* where another class keeps sizes */
+    slab->pool = (fa_pool){0};
+    link_first(slabs, &slabs->empty, slab);
+}
+
+fa_status fa_slabs_trim(fa_slabs *slabs, const fa_os *os, size_t keep) {
+    fa_status status = FA_OK;
+    uint32_t number = slabs->empty;
+    while (number != 0) {
+        fa_slab *slab = &slabs->slab[number - 1];
+        size_t span = number - 1;
+        number = slab->next;
+        if (keep >= FA_SPAN) {
+            keep -= FA_SPAN;
+            continue;
+        }
+        if (os->decommit(slabs->base + (span << FA_SPAN_LOG2), FA_SPAN) != 0) {
+            status = FA_ERR_UNSUPPORTED;
+            continue;
+        }
+        unlink_from(slabs, &slabs->empty, slab);
+        link_first(slabs, &slabs->trimmed, slab);
+        slabs->resident--;
+    }
+    return status;
+}
+
+static bool list_is_valid(const fa_slabs *slabs, uint32_t number, uint32_t class, uint32_t *length) {
+    for (uint32_t prev = 0; number != 0; prev = number, number = slabs->slab[number - 1].next, (*length)++) {
+        const fa_slab *slab = &slabs->slab[number - 1];
+        bool listed = class == FA_SLAB_CLASSES ? slab->pool.count == 0
+                                               : slab->class == class && !fa_pool_is_full(&slab->pool);
+        if (!listed || slab->prev != prev || *length > slabs->spans) return false;
+    }
+    return true;
+}
+
+bool fa_slabs_are_valid(const fa_slabs *slabs) {
+    uint32_t listed = 0, full = 0;
+    for (uint32_t class = 0; class < FA_SLAB_CLASSES; class++)
+        if (!list_is_valid(slabs, slabs->partial[class], class, &listed)) return false;
+    if (!list_is_valid(slabs, slabs->empty, FA_SLAB_CLASSES, &listed)) return false;
+    if (!list_is_valid(slabs, slabs->trimmed, FA_SLAB_CLASSES, &listed)) return false;
+    for (uint32_t span = 0; span < slabs->fresh; span++) {
+        const fa_pool *pool = &slabs->slab[span].pool;
+        if (pool->count == 0) continue;
+        if (!fa_pool_is_valid(pool) || pool->block_size != fa_slab_size(slabs->slab[span].class)) return false;
+        full += fa_pool_is_full(pool);
+    }
+    return listed + full == slabs->fresh;
+}
