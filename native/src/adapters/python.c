@@ -381,6 +381,12 @@ static PyObject *scope_enter(PyObject *self, PyObject *Py_UNUSED(unused)) {
     if (!heap) return NULL;
     Py_INCREF(FA_OBJECT(heap));
     scope->mark = fa_arena_scope_enter(heap->arena);
+    if (scope->mark.serial == 0) {
+        if (heap->closed) PyErr_Format(fa_ClosedError, "%s is closed", heap->label);
+        else PyErr_Format(fa_ScopeError, "%s: too many marks and scopes are open in it", heap->label);
+        Py_DECREF(FA_OBJECT(heap));
+        return NULL;
+    }
     scope->heap = heap;
     return Py_NewRef(FA_OBJECT(scope->arena));
 }

@@ -86,8 +86,8 @@ fa_heap *fa_heap_check(PyObject *object);
 /* Null, with ClosedError set, if the allocator is closed. Borrowed. */
 fa_heap *fa_allocator_heap(fa_allocator *allocator);
 
-/* OutOfMemoryError for a refused allocation, or ClosedError if that is why. */
-void fa_heap_refused(fa_heap *heap, size_t size, size_t alignment);
+/* The exception for a refused allocation: OutOfMemoryError, LockError, ClosedError. */
+void fa_heap_refused(fa_heap *heap, size_t size, size_t alignment, fa_status status);
 
 /* Whether the address lies in the memory of a live block of any heap (in an arena: where a block may be). */
 bool fa_heap_any_owns(const void *address);
@@ -119,6 +119,7 @@ int fa_python_add_block(PyObject *module);
     X(ForeignBlockError)                                                                                               \
     X(FreedBlockError)                                                                                                 \
     X(InUseError)                                                                                                      \
+    X(LockError)                                                                                                       \
     X(OutOfMemoryError)                                                                                                \
     X(ScopeError)                                                                                                      \
     X(UnsupportedError)

@@ -12,6 +12,8 @@
  */
 #include "python.h"
 
+#include "mem/base.h"
+
 #include <string.h>
 
 typedef struct fa_memory {
@@ -46,20 +48,18 @@ static void memory_dealloc(PyObject *self) {
     fa_python_free(self);
 }
 
-static void *allocate(fa_heap *heap, size_t size, size_t alignment, bool zeroed) {
-    if (heap->arena) {
-        return zeroed ? fa_arena_alloc_zeroed(heap->arena, size, alignment)
-                      : fa_arena_alloc(heap->arena, size, alignment);
-    }
-    if (alignment == 0) return zeroed ? fa_calloc(heap->manager, 1, size) : fa_malloc(heap->manager, size);
-    return zeroed ? fa_manager_alloc_zeroed(heap->manager, alignment, size)
-                  : fa_aligned_alloc(heap->manager, alignment, size);
+static fa_status allocate(fa_heap *heap, size_t size, size_t alignment, bool zeroed, void **address) {
+    if (heap->arena) return fa_arena_try_alloc(heap->arena, size, alignment, zeroed, address);
+    if (alignment == 0) *address = zeroed ? fa_calloc(heap->manager, 1, size) : fa_malloc(heap->manager, size);
+    else if (zeroed) *address = fa_manager_alloc_zeroed(heap->manager, alignment, size);
+    else *address = fa_aligned_alloc(heap->manager, alignment, size);
+    return *address ? FA_OK : FA_ERR_NOMEM;
 }
 
 /* The object first, then what it owns: nothing can come between the allocation and its owner. */
 static fa_memory *memory_new(fa_heap *heap, size_t size, size_t alignment, bool zeroed) {
     if (heap->closed) {
-        fa_heap_refused(heap, size, alignment);
+        fa_heap_refused(heap, size, alignment, FA_ERR_STALE);
         return NULL;
     }
     fa_memory *memory = PyObject_New(fa_memory, memory_type);
@@ -70,15 +70,18 @@ static fa_memory *memory_new(fa_heap *heap, size_t size, size_t alignment, bool 
     memory->size = size;
     memory->alignment = alignment;
     memory->exports = 0;
+    fa_status status;
+    void *address = NULL;
     if (zeroed && size >= FA_LONG_WORK) {
         Py_BEGIN_ALLOW_THREADS
-        memory->address = allocate(heap, size, alignment, zeroed);
+        status = allocate(heap, size, alignment, zeroed, &address);
         Py_END_ALLOW_THREADS
     } else {
-        memory->address = allocate(heap, size, alignment, zeroed);
+        status = allocate(heap, size, alignment, zeroed, &address);
     }
-    if (!memory->address) {
-        fa_heap_refused(heap, size, alignment);
+    memory->address = address;
+    if (status != FA_OK) {
+        fa_heap_refused(heap, size, alignment, status);
         Py_DECREF(FA_OBJECT(memory));
         return NULL;
     }
@@ -186,15 +189,16 @@ int fa_block_resize(fa_block *block, size_t size) {
     fa_memory *memory = block->memory;
     fa_heap *heap = memory->heap;
     if (heap->closed) {
-        fa_heap_refused(heap, size, memory->alignment);
+        fa_heap_refused(heap, size, memory->alignment, FA_ERR_STALE);
         return -1;
     }
     if (!memory_is_only_ours(memory)) return resize_by_copy(block, size);
     /* A size of 0 would free the block. */
     fa_status status = FA_OK;
-    void *moved = fa_manager_try_realloc(heap->manager, memory->address, memory->alignment, size ? size : 1, &status);
+    size_t alignment = memory->alignment ? memory->alignment : FA_MIN_ALIGNMENT;
+    void *moved = fa_manager_try_realloc(heap->manager, memory->address, alignment, size ? size : 1, &status);
     if (!moved) {
-        fa_heap_refused(heap, size, memory->alignment);
+        fa_heap_refused(heap, size, memory->alignment, status);
         return -1;
     }
     memory->address = moved;

@@ -137,14 +137,22 @@ bool fa_heap_any_owns(const void *address) {
     return false;
 }
 
-void fa_heap_refused(fa_heap *heap, size_t size, size_t alignment) {
-    if (heap->closed) {
+void fa_heap_refused(fa_heap *heap, size_t size, size_t alignment, fa_status status) {
+    if (heap->closed || status == FA_ERR_STALE) {
         PyErr_Format(fa_ClosedError, "%s is closed", heap->label);
         return;
     }
     char aligned[48] = "";
     if (alignment > FA_ARRAY_ALIGNMENT) snprintf(aligned, sizeof aligned, " aligned to %zu", alignment);
-    if (heap->arena) {
+    if (status == FA_ERR_LOCK) {
+        fa_protection protection = {0};
+        fa_arena_get_protection(heap->arena, &protection);
+        PyErr_Format(fa_LockError, "%s: %zu bytes%s cannot be locked in RAM: %llu bytes are locked, and %llu may be",
+                     heap->label, size, aligned, (unsigned long long)protection.locked,
+                     (unsigned long long)protection.lock_limit);
+    } else if (status == FA_ERR_INVALID) {
+        PyErr_Format(fa_ArgumentError, "%s: %zu bytes%s cannot be allocated", heap->label, size, aligned);
+    } else if (heap->arena) {
         fa_arena_stats stats = {0};
         fa_arena_get_stats(heap->arena, &stats);
         PyErr_Format(fa_OutOfMemoryError, "%s: no room for %zu bytes%s: %llu of its capacity of %llu bytes are used",

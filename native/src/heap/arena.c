@@ -344,7 +344,7 @@ void fa_arena_free(fa_arena *arena, void *block, size_t size) {
         return;
     }
     fa_status status = fa_arena_try_free(arena, block);
-    if (FA_UNLIKELY(status != FA_OK)) fa_report(&arena->reporter, status, block);
+    if (FA_UNLIKELY(status != FA_OK)) fa_report(&arena->reporter, "free", status, block);
 }
 
 bool fa_arena_is_live(const fa_arena *arena, const void *block) {
@@ -374,27 +374,26 @@ size_t fa_arena_usable_size(const fa_arena *arena, const void *block) {
 
 void *fa_arena_realloc(fa_arena *arena, void *block, size_t old_size, size_t new_size, size_t alignment) {
     if (block == NULL) return fa_arena_alloc(arena, new_size, alignment);
-    bool inside = in_region(arena, block);
-    if (inside && arena->mapped) {
-        fa_status status = fa_mapped_resize(arena, block, &old_size, new_size);
-        bool aligned = ((uintptr_t)block & (fa_max(alignment, 1) - 1)) == 0;
-        if (status == FA_OK && aligned) return block;
-        if (status == FA_ERR_CORRUPT) {
-            fa_report(&arena->reporter, status, block);
-            return NULL;
-        }
-        if (status == FA_ERR_STALE) return NULL;
-        if (status == FA_OK) old_size = fa_min(old_size, new_size); /* it fits, but not the alignment */
-    } else if (!inside) {
+    if (alignment == 0) alignment = arena->alignment;
+    fa_status status = FA_ERR_NOMEM; /* it must move */
+    if (!fa_is_power_of_two(alignment) || alignment > FA_MAX_ALIGNMENT) {
+        status = refuse(arena, FA_ERR_INVALID);
+    } else if (!in_region(arena, block)) {
         lock(arena);
         const fa_slot *slot = fa_table_find(&arena->fallback, block);
         if (slot != NULL) old_size = fallback_size(slot);
+        else status = FA_ERR_FOREIGN;
         unlock(arena);
-        if (slot == NULL) {
-            fa_report(&arena->reporter, FA_ERR_FOREIGN, block);
-            return NULL;
-        }
+    } else if (((uintptr_t)block & (alignment - 1)) == 0) {
+        status = arena->mapped ? fa_mapped_resize(arena, block, &old_size, new_size)
+                               : fa_bumped_resize(arena, block, old_size, new_size);
+    } else if (arena->mapped) {
+        status = fa_mapped_size(arena, block, &old_size);
     }
+    if (status == FA_OK) return block;
+    if (status == FA_ERR_CORRUPT || status == FA_ERR_FOREIGN) fa_report(&arena->reporter, "realloc", status, block);
+    if (status != FA_ERR_NOMEM) return NULL;
+
     void *moved = fa_arena_alloc(arena, new_size, alignment);
     if (moved == NULL) return NULL;
     memcpy(moved, block, fa_min(old_size, new_size));

@@ -19,7 +19,7 @@ fa_status fa_arena_try_free(fa_arena *arena, void *block);
  * Scopes: marks that may be left in any order and with live blocks inside. Leaving rewinds at once if no block made
  * since entering is live; otherwise returns FA_ERR_BUSY, says how many blocks and how many bytes they asked for, and
  * the rewind happens by itself when the last of them is freed. A scope that a reset or rewind has already ended is
- * FA_ERR_STALE. Entering a closed arena, or more than 255 marks and scopes deep, gives a mark whose serial is 0.
+ * FA_ERR_STALE. Entering a closed arena, or more than 4,095 marks and scopes deep, gives a mark whose serial is 0.
  * Tracked arenas only. Cost: one short lock each.
  */
 fa_mark fa_arena_scope_enter(fa_arena *arena);

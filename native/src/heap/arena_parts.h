@@ -111,6 +111,8 @@ static inline void forget(fa_arena *arena, size_t size) {
 /* *dirty: no byte at or above this offset was ever handed out. */
 fa_status fa_bumped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t *offset, size_t *dirty);
 void fa_bumped_free(fa_arena *arena, void *block, size_t size);
+/* In place, or FA_ERR_NOMEM if it must move. */
+fa_status fa_bumped_resize(fa_arena *arena, void *block, size_t old_size, size_t new_size);
 
 fa_mark fa_bumped_mark(fa_arena *arena);
 
@@ -131,6 +133,9 @@ fa_status fa_mapped_free(fa_arena *arena, void *block);
 
 /* In place, or FA_ERR_NOMEM if it must move. *old_size becomes what is known of the block. */
 fa_status fa_mapped_resize(fa_arena *arena, void *block, size_t *old_size, size_t new_size);
+
+/* Only looks: what is known of a live block, and FA_ERR_NOMEM because it must move. */
+fa_status fa_mapped_size(fa_arena *arena, const void *block, size_t *size);
 
 /* The caller holds the lock for the rest. */
 fa_mark fa_mapped_mark(fa_arena *arena, bool scope);

@@ -58,6 +58,15 @@ static void enter_epoch(fa_arena *arena, fa_thread *thread) {
     FA_SET(thread->epoch, epoch);
 }
 
+/* Makes everything up to `end` usable. Regions that are neither locked nor committed in steps are so from creation. */
+static fa_status make_usable(fa_arena *arena, size_t end, bool locked) {
+    if (arena->region.lock == FA_OFF && arena->os->lazy_commit) return FA_OK;
+    if (!locked) lock(arena);
+    fa_status status = fa_region_use(&arena->region, fa_min(end, arena->region.capacity));
+    if (!locked) unlock(arena);
+    return status;
+}
+
 fa_status fa_bumped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t *offset, size_t *dirty) {
     size_t rounded;
     if (!fa_align_up(fa_max(size, 1), arena->granule, &rounded)) return FA_ERR_NOMEM;
@@ -68,13 +77,7 @@ fa_status fa_bumped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t
     size_t phase = (uintptr_t)arena->base & (FA_MAX_ALIGNMENT - 1);
     fa_status status = FA_OK;
     if (!fa_bump_refill(&arena->bump, &thread->chunk, rounded, alignment, phase, offset)) status = FA_ERR_NOMEM;
-    /* Regions that are neither locked nor committed in steps were made usable whole at creation. */
-    if (status == FA_OK && (arena->region.lock != FA_OFF || !arena->os->lazy_commit)) {
-        size_t end = fa_max(*offset + rounded, FA_GET(thread->chunk.end));
-        if (!shared) lock(arena);
-        status = fa_region_use(&arena->region, fa_min(end, arena->region.capacity));
-        if (!shared) unlock(arena);
-    }
+    if (status == FA_OK) status = make_usable(arena, fa_max(*offset + rounded, FA_GET(thread->chunk.end)), shared);
     if (status == FA_OK) {
         *dirty = fa_max(FA_GET(arena->high), FA_GET(thread->high));
         FA_SET(thread->live, FA_GET(thread->live) + 1);
@@ -123,21 +126,53 @@ void fa_bumped_counts(const fa_arena *arena, uint64_t *live, uint64_t *bytes, ui
     }
 }
 
-/* A bumped arena only takes back the newest block of the calling thread's chunk, and never what lies below a mark. */
-void fa_bumped_free(fa_arena *arena, void *block, size_t size) {
+/* The calling thread's part if the block is the newest of its chunk and lies above the top mark, else null. Threads that
+ * share a part take nothing back. */
+static fa_thread *newest_is(fa_arena *arena, const void *block, size_t size, size_t *offset) {
     bool shared;
     fa_thread *thread = my_thread(arena, &shared);
-    size_t offset = (size_t)((unsigned char *)block - arena->base), rounded;
-    if (shared || !fa_chunk_is_current(&arena->bump, &thread->chunk)) return;
-    size_t cursor = FA_GET(thread->chunk.cursor);
-    if (!fa_align_up(fa_max(size, 1), arena->granule, &rounded)) return;
-    if (rounded > cursor || offset != cursor - rounded || offset < arena->mark[arena->marks].position) return;
-    if (cursor > FA_GET(thread->high)) FA_SET(thread->high, cursor);
+    size_t rounded, cursor = FA_GET(thread->chunk.cursor);
+    *offset = (size_t)((const unsigned char *)block - arena->base);
+    if (shared || !fa_chunk_is_current(&arena->bump, &thread->chunk)) return NULL;
+    if (!fa_align_up(fa_max(size, 1), arena->granule, &rounded) || rounded > cursor) return NULL;
+    return *offset == cursor - rounded && *offset >= arena->mark[arena->marks].position ? thread : NULL;
+}
+
+/* Moves the chunk's cursor back and remembers how high it was. */
+static void take_back(fa_thread *thread, size_t offset) {
+    FA_SET(thread->high, fa_max(FA_GET(thread->high), FA_GET(thread->chunk.cursor)));
     FA_SET(thread->chunk.cursor, offset);
+}
+
+void fa_bumped_free(fa_arena *arena, void *block, size_t size) {
+    size_t offset;
+    fa_thread *thread = newest_is(arena, block, size, &offset);
+    if (thread == NULL) return;
+    take_back(thread, offset);
     if (FA_GET(thread->live) == 0) return; /* it was counted before a rewind */
     FA_SET(thread->allocated, FA_GET(thread->allocated) + 1);
     FA_SET(thread->live, FA_GET(thread->live) - 1);
     FA_SET(thread->bytes, FA_GET(thread->bytes) - size);
+}
+
+fa_status fa_bumped_resize(fa_arena *arena, void *block, size_t old_size, size_t new_size) {
+    size_t offset, old_end, new_end;
+    fa_thread *thread = newest_is(arena, block, old_size, &offset);
+    if (thread == NULL) return new_size <= old_size ? FA_OK : FA_ERR_NOMEM;
+    if (!fa_align_up(fa_max(old_size, 1), arena->granule, &old_end)) return FA_ERR_NOMEM;
+    if (!fa_align_up(fa_max(new_size, 1), arena->granule, &new_end)) return FA_ERR_NOMEM;
+    if (new_end > old_end) {
+        if (!fa_bump_extend(&arena->bump, &thread->chunk, new_end - old_end)) return FA_ERR_NOMEM;
+        fa_status status = make_usable(arena, FA_GET(thread->chunk.end), false);
+        if (status != FA_OK) {
+            take_back(thread, offset + old_end);
+            return status;
+        }
+    } else if (new_end < old_end) {
+        take_back(thread, offset + new_end);
+    }
+    FA_SET(thread->bytes, FA_GET(thread->bytes) - old_size + new_size);
+    return FA_OK;
 }
 
 fa_mark fa_bumped_mark(fa_arena *arena) {

@@ -155,7 +155,7 @@ FA_HOT fa_status fa_manager_try_free(fa_manager *manager, void *block) {
 void fa_free(fa_manager *manager, void *block) {
     if (block == NULL) return;
     fa_status status = fa_manager_try_free(manager, block);
-    if (FA_UNLIKELY(status != FA_OK)) fa_report(&manager->reporter, status, block);
+    if (FA_UNLIKELY(status != FA_OK)) fa_report(&manager->reporter, "free", status, block);
 }
 
 /* ---- creation ---------------------------------------------------------------------------------------------------- */
@@ -443,6 +443,9 @@ static fa_status look_up(fa_manager *manager, const void *address, found *block)
     return FA_OK;
 }
 
+/* What the user may have written. Above its size a large block is promised to be zero, so only that much. */
+static size_t usable(const found *block) { return block->kind == LARGE ? block->size : block->room; }
+
 /* Whether a block should stay where it is with another size. */
 static bool stays(const fa_manager *manager, const found *block, size_t size) {
     if (block->kind == POOLED && block->pool == &manager->pool) return size <= block->room;
@@ -453,7 +456,8 @@ static bool stays(const fa_manager *manager, const found *block, size_t size) {
 
 /* Changes the size of a block in place; the lock is held. What is cut off becomes zero. */
 static void set_size(fa_manager *manager, void *address, found block, size_t size) {
-    if (size < block.size) fa_secure_zero((unsigned char *)address + size, block.size - size);
+    size_t end = usable(&block);
+    if (size < end) fa_secure_zero((unsigned char *)address + size, end - size);
     manager->requested = manager->requested - block.size + size;
     if (block.kind == POOLED) {
         block.pool->size_plus_1[block.index] = (uint16_t)(size + 1);
@@ -523,7 +527,7 @@ void *fa_manager_try_realloc(fa_manager *manager, void *address, size_t alignmen
         *status = FA_ERR_NOMEM;
         return NULL;
     }
-    memcpy(moved, address, fa_min(size, block.size));
+    memcpy(moved, address, fa_min(size, usable(&block)));
     *status = fa_manager_try_free(manager, address);
     return moved;
 }
@@ -536,7 +540,7 @@ void *fa_realloc(fa_manager *manager, void *block, size_t size) {
     }
     fa_status status;
     void *moved = fa_manager_try_realloc(manager, block, FA_MIN_ALIGNMENT, size, &status);
-    if (status == FA_ERR_CORRUPT || status == FA_ERR_FOREIGN) fa_report(&manager->reporter, status, block);
+    if (status == FA_ERR_CORRUPT || status == FA_ERR_FOREIGN) fa_report(&manager->reporter, "realloc", status, block);
     return moved;
 }
 
@@ -547,9 +551,7 @@ size_t fa_usable_size(const fa_manager *manager, const void *address) {
     lock(manager);
     bool live = look_up((fa_manager *)(uintptr_t)manager, address, &block) == FA_OK;
     unlock(manager);
-    if (!live) return 0;
-    /* Above its size a large block is promised to be zero, so only what was asked for may be used. */
-    return block.kind == LARGE ? block.size : block.room;
+    return live ? usable(&block) : 0;
 }
 
 bool fa_owns(const fa_manager *manager, const void *pointer) {

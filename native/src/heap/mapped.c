@@ -92,6 +92,15 @@ void fa_mapped_reset(fa_arena *arena) {
         memset(arena->blocks.entry, 0, (size_t)arena->blocks.granules * sizeof arena->blocks.entry[0]);
 }
 
+fa_status fa_mapped_size(fa_arena *arena, const void *block, size_t *size) {
+    size_t offset = (size_t)((const unsigned char *)block - arena->base);
+    lock(arena);
+    fa_status status = fa_blocks_check(&arena->blocks, offset);
+    if (status == FA_OK) *size = fa_blocks_size(&arena->blocks, (uint32_t)(offset >> arena->blocks.shift));
+    unlock(arena);
+    return status == FA_OK ? FA_ERR_NOMEM : status;
+}
+
 fa_status fa_mapped_resize(fa_arena *arena, void *block, size_t *old_size, size_t new_size) {
     uint32_t granules = granules_for(arena, new_size);
     size_t offset = (size_t)((unsigned char *)block - arena->base);

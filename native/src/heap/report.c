@@ -30,9 +30,11 @@ static void add_hex(message *text, uintptr_t value) {
     add(text, &digits[at]);
 }
 
-FA_COLD void fa_report(const fa_reporter *reporter, fa_status status, const void *pointer) {
+FA_COLD void fa_report(const fa_reporter *reporter, const char *call, fa_status status, const void *pointer) {
     message text = {.length = 0};
-    add(&text, "fastalloc: free of ");
+    add(&text, "fastalloc: ");
+    add(&text, call);
+    add(&text, " of ");
     add_hex(&text, (uintptr_t)pointer);
     add(&text, status == FA_ERR_FOREIGN ? ", which does not belong to " : ", which is not a live block of ");
     add(&text, reporter->heap);

@@ -18,7 +18,7 @@ typedef struct fa_reporter {
     const char *name;              /* of this one; may be empty */
 } fa_reporter;
 
-/* `status` is FA_ERR_CORRUPT (freed, interior) or FA_ERR_FOREIGN. Returns if the handler does. */
-void fa_report(const fa_reporter *reporter, fa_status status, const void *pointer);
+/* `call` is what was called: "free", "realloc". `status` is FA_ERR_CORRUPT (freed, interior) or FA_ERR_FOREIGN. Returns if the handler does. */
+void fa_report(const fa_reporter *reporter, const char *call, fa_status status, const void *pointer);
 
 #endif

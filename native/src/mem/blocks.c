@@ -167,14 +167,22 @@ fa_status fa_blocks_check(const fa_blocks *blocks, size_t offset) {
 }
 
 fa_level *fa_blocks_level_of(fa_blocks *blocks, uint32_t index) {
-    uint32_t depth = blocks->depth;
-    while (index < blocks->level[depth].position) depth--;
-    return &blocks->level[depth];
+    /* The last level that begins at or below: most often the top. Empty levels share their position with the next. */
+    uint32_t low = 0, high = blocks->depth;
+    if (index >= blocks->level[high].position) return &blocks->level[high];
+    while (high - low > 1) {
+        uint32_t middle = low + (high - low) / 2;
+        if (blocks->level[middle].position <= index) low = middle;
+        else high = middle;
+    }
+    return &blocks->level[low];
 }
+
+static bool is_top(const fa_blocks *blocks, const fa_level *level) { return level == &blocks->level[blocks->depth]; }
 
 /* Where the granules of the level end. */
 static uint32_t level_end(const fa_blocks *blocks, const fa_level *level) {
-    return level == &blocks->level[blocks->depth] ? blocks->cursor : level[1].position;
+    return is_top(blocks, level) ? blocks->cursor : level[1].position;
 }
 
 /* The free block that ends where `index` begins, in the same level; false if there is none. */
@@ -187,7 +195,8 @@ static bool free_below(const fa_blocks *blocks, const fa_level *level, uint32_t 
     return true;
 }
 
-/* [index, index + granules) becomes free: merged with its neighbours, and into what is not used yet if it is on top. */
+/* [index, index + granules) becomes free: merged with its neighbours, and into what is not used yet if it is on top. What
+ * lies right below a mark stays a block of its level: the cursor never passes a mark. */
 static void give_range(fa_blocks *blocks, fa_level *level, uint32_t index, uint32_t granules) {
     uint32_t end = index + granules, start;
     if (end < level_end(blocks, level) && kind_at(blocks, end) == FREE) {
@@ -199,7 +208,7 @@ static void give_range(fa_blocks *blocks, fa_level *level, uint32_t index, uint3
         bin_remove(blocks, level, start);
         index = start;
     }
-    if (end == blocks->cursor) blocks->cursor = index;
+    if (end == blocks->cursor && is_top(blocks, level)) blocks->cursor = index;
     else bin_insert(blocks, level, index, end - index);
 }
 
@@ -218,7 +227,7 @@ bool fa_blocks_resize(fa_blocks *blocks, uint32_t index, uint32_t granules, size
     uint32_t had = fa_blocks_granules(blocks, index), end = index + had;
     size_t had_size = fa_blocks_size(blocks, index);
     if (granules > had) {
-        if (end == blocks->cursor) {
+        if (end == blocks->cursor && is_top(blocks, level)) {
             if (blocks->granules - index < granules) return false;
             blocks->cursor = index + granules;
         } else {

@@ -30,8 +30,8 @@
 #define FA_BIN_ROWS (32U - FA_BIN_STEPS_LOG2 + 1)
 /* Entries of one bin looked at before the next larger class is taken. */
 #define FA_BIN_SCAN 16
-/* Nested marks and scopes; one costs a kilobyte of address space. */
-#define FA_MAX_LEVELS 256U
+/* Nested marks and scopes, more than a recursion in Python is deep; one costs a kilobyte of address space. */
+#define FA_MAX_LEVELS 4096U
 
 typedef struct fa_bins {
     uint32_t rows;                                /* bit r: some bin of row r holds something */

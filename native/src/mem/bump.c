@@ -4,7 +4,7 @@
  *     fits after aligning?          -> the chunk
  *     chunk is topmost?             -> extend it where it stands: contiguous, deterministic, nothing lost
  *     small for a chunk?            -> a new chunk; what was left of the old one waits for the reset
- *     large                         -> straight from the shared cursor; the chunk stays
+ *     large                         -> straight from the shared cursor; what is left of the chunk stays
  *
  * Each case is one compare-and-swap on the shared cursor, tried again if another thread moved it. Thread rule and
  * invariants: see bump.h.
@@ -33,9 +33,9 @@ FA_COLD bool fa_bump_refill(fa_bump *bump, fa_chunk *chunk, size_t size, size_t 
         if (!fa_bump_align(bump, topmost ? cursor : shared, alignment, phase, &start)) return false;
         if (size > bump->limit - start) return false;
         size_t end = start + size;
-        /* More than a quarter of a chunk is not worth a chunk of its own unless it extends ours anyway. */
-        bool own = topmost || size <= bump->chunk / 4;
-        size_t spare = own ? fa_min(bump->chunk, bump->limit - end) : 0;
+        /* A large block does not make us give up what is left of a chunk that others have overtaken. */
+        bool small = size <= bump->chunk / 4, own = topmost || small || !current || cursor == chunk_end;
+        size_t spare = topmost || small ? fa_min(bump->chunk, bump->limit - end) : 0;
         if (!move_cursor(bump, &shared, end + spare)) continue;
         if (own) {
             FA_SET(chunk->cursor, end);
@@ -45,6 +45,18 @@ FA_COLD bool fa_bump_refill(fa_bump *bump, fa_chunk *chunk, size_t size, size_t 
         *offset = start;
         return true;
     }
+}
+
+bool fa_bump_extend(fa_bump *bump, fa_chunk *chunk, size_t size) {
+    size_t cursor = FA_GET(chunk->cursor), end = FA_GET(chunk->end);
+    if (size > end - cursor) {
+        if (size > bump->limit - cursor) return false;
+        size_t shared = end, extended = cursor + size;
+        if (!move_cursor(bump, &shared, extended)) return false; /* not topmost */
+        FA_SET(chunk->end, extended);
+    }
+    FA_SET(chunk->cursor, cursor + size);
+    return true;
 }
 
 size_t fa_bump_position(const fa_bump *bump, const fa_chunk *chunk) {

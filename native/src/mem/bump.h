@@ -66,6 +66,9 @@ static inline bool fa_bump_align(const fa_bump *bump, size_t cursor, size_t alig
  */
 bool fa_bump_refill(fa_bump *bump, fa_chunk *chunk, size_t size, size_t alignment, size_t phase, size_t *offset);
 
+/* `size` more bytes right at the cursor of a current chunk; false if somebody else has them. */
+bool fa_bump_extend(fa_bump *bump, fa_chunk *chunk, size_t size);
+
 /* Where everything from now on will lie at or above: the chunk's cursor if the chunk is topmost, else the shared one. */
 size_t fa_bump_position(const fa_bump *bump, const fa_chunk *chunk);
 

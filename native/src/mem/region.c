@@ -113,15 +113,15 @@ void fa_region_destroy(fa_region *region) {
 static fa_status lock_more(fa_region *region, size_t end) {
     fa_protection *record = &region->protection;
     size_t step;
-    if (!fa_align_up(end, fa_max(FA_LOCK_STEP, region->page), &step)) step = region->capacity;
-    step = fa_min(step, region->capacity);
+    if (!fa_align_up(end, fa_max(FA_LOCK_STEP, region->page), &step)) step = region->committed;
+    step = fa_min(step, region->committed);
     if (step > record->lock_wanted) record->lock_wanted = step;
     if (region->lock_failed || step <= record->locked) return FA_OK;
 
     size_t start = (size_t)record->locked;
     int error = region->os->lock(region->base + start, step - start);
     if (error != 0) { /* the limit may still allow what is needed now */
-        if (!fa_align_up(end, region->page, &step)) step = region->capacity;
+        if (!fa_align_up(end, region->page, &step)) step = region->committed;
         error = step <= start ? 0 : region->os->lock(region->base + start, step - start);
     }
     if (error == 0) {
@@ -153,7 +153,8 @@ FA_COLD fa_status fa_region_grow(fa_region *region, size_t end) {
     }
     /* Up to here the next growth is a compare: all of what is committed, or the step that was locked (or tried). */
     if (region->lock == FA_OFF) region->used = region->committed;
-    else if (region->lock == FA_REQUIRE) region->used = (size_t)region->protection.locked;
+    else if (region->lock == FA_REQUIRE)
+        region->used = fa_min((size_t)region->protection.locked, region->committed);
     else if (fa_align_up(whole, FA_LOCK_STEP, &region->used)) region->used = fa_min(region->used, region->committed);
     return FA_OK;
 }
