@@ -31,27 +31,32 @@
 #define CHUNK ((size_t)64 << 10)
 #define MIN_CHUNK ((size_t)1 << 10)
 
-static _Atomic uint64_t next_id = 1;
+/* 2^40 runs of 2^24 epochs: neither the arenas a process makes nor the resets of one ever use them up. */
+static _Atomic uint64_t next_epochs = EPOCH_RUN;
+
+uint64_t fa_next_epochs(void) { return atomic_fetch_add_explicit(&next_epochs, EPOCH_RUN, memory_order_relaxed); }
 
 /* ---- the hot path: a bumped arena, my chunk -------------------------------------------------------------------- */
 
 static fa_status alloc_slow(fa_arena *arena, size_t size, size_t alignment, bool zeroed, void **block);
+FA_COLD static void *alloc_refill(fa_arena *arena, size_t size, size_t alignment) {
+    void *block;
+    return alloc_slow(arena, size, alignment, false, &block) == FA_OK ? block : NULL;
+}
 
 FA_HOT void *fa_arena_alloc(fa_arena *arena, size_t size, size_t alignment) {
-    fa_thread *thread = fa_recents[arena->id % RECENT].thread;
-    if (FA_LIKELY(arena->fast && fa_recents[arena->id % RECENT].id == arena->id &&
-                  fa_chunk_is_current(&arena->bump, &thread->chunk) && alignment <= arena->granule &&
-                  (alignment & (alignment - 1)) == 0)) {
+    const fa_recent *recent = &fa_recents[arena->recent];
+    if (FA_LIKELY(recent->epoch == FA_GET(arena->bump.epoch) &&
+                  (alignment == 0 || (alignment <= arena->granule && fa_is_power_of_two(alignment))))) {
+        fa_thread *thread = recent->thread;
         /* A size that wraps becomes 0 here, and 0 is refused: both go the slow way. */
         size_t rounded = (size + (arena->granule - 1)) & ~(arena->granule - 1), offset;
         if (FA_LIKELY(fa_bump_take(&thread->chunk, rounded, &offset))) {
-            FA_SET(thread->live, FA_GET(thread->live) + 1);
-            FA_SET(thread->bytes, FA_GET(thread->bytes) + size);
+            FA_SET(thread->tally, FA_GET(thread->tally) + (TALLY_BLOCK + size));
             return arena->base + offset;
         }
     }
-    void *block;
-    return alloc_slow(arena, size, alignment, false, &block) == FA_OK ? block : NULL;
+    return alloc_refill(arena, size, alignment);
 }
 
 /* ---- creation -------------------------------------------------------------------------------------------------- */
@@ -135,7 +140,9 @@ static void init(fa_arena *arena, const fa_arena_options *options, const metadat
     unsigned char *metadata = (unsigned char *)arena;
     arena->region = *region;
     arena->base = region->base;
-    arena->id = atomic_fetch_add_explicit(&next_id, 1, memory_order_relaxed);
+    arena->born = fa_next_epochs();
+    FA_SET(arena->bump.epoch, arena->born); /* no chunk is of it: mapped arenas never leave the slow way */
+    arena->recent = (uint32_t)(arena->born / EPOCH_RUN % RECENT);
     arena->granule = granule;
     arena->kind = options->kind;
     arena->tracked = (options->flags & FA_TRACKED) != 0;
@@ -164,8 +171,7 @@ static void init(fa_arena *arena, const fa_arena_options *options, const metadat
         arena->thread = (fa_thread *)(void *)(metadata + layout->threads);
         arena->bump.limit = region->capacity;
         arena->bump.chunk = chunk;
-        FA_SET(arena->bump.epoch, 1);
-    }
+        }
 }
 
 fa_arena *fa_arena_create(const fa_arena_options *options, fa_status *status) {

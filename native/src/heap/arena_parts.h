@@ -30,10 +30,15 @@ typedef struct fa_thread {
     _Alignas(64) fa_chunk chunk;
     _Atomic size_t high;          /* the chunk's cursor was up to here */
     _Atomic uintptr_t owner;      /* the address of the thread's `fa_recents`; 0: not taken */
-    _Atomic uintptr_t epoch;      /* of the counts below that are per epoch */
+    _Atomic uint64_t epoch;       /* of the counts below that are per epoch */
     _Atomic uint64_t allocated;   /* since creation */
-    _Atomic uint64_t live, bytes; /* in this epoch */
+    _Atomic uint64_t tally;       /* of the chunk: blocks << TALLY_BITS | bytes asked for, moved to the next two now and then */
+    _Atomic uint64_t live, bytes; /* in this epoch, but for the tally */
 } fa_thread;
+
+/* One addition counts a block and its bytes. A chunk has fewer than 2^32 of either. */
+#define TALLY_BITS 32
+#define TALLY_BLOCK ((uint64_t)1 << TALLY_BITS)
 
 /* A mark in a bumped arena. */
 typedef struct fa_bump_mark {
@@ -46,8 +51,9 @@ struct fa_arena {
     /* The hot part. */
     fa_bump bump;
     unsigned char *base;
-    uint64_t id;             /* unique in the process: keys `fa_recents` */
     size_t granule;
+    uint32_t recent;         /* which of a thread's `fa_recents` is ours */
+    uint64_t born;           /* the first epoch */
     bool fast;               /* bumped, and the default alignment is the granule */
     bool mapped;
     bool closed;
@@ -79,13 +85,17 @@ struct fa_arena {
     char name[NAME_BYTES];
 };
 
-/* Where a thread finds its parts of the arenas it used last. Ids start at 1 and are never used twice, so an entry of an
- * arena that is gone matches none. */
+/*
+ * Where a thread finds its part of an arena it used lately. Epochs are never used twice in a process, so one comparison
+ * says that this is the arena, that it has not been released since, and that the chunk is current and may be bumped.
+ */
 typedef struct fa_recent {
-    uint64_t id;
+    uint64_t epoch;       /* of the chunk; 0: look for it the slow way */
     fa_thread *thread;
+    const fa_arena *arena;
+    uint64_t born;        /* the arena's first epoch: another arena may come to stand at the same address */
 } fa_recent;
-extern _Thread_local fa_recent fa_recents[RECENT];
+extern _Thread_local fa_recent fa_recents[RECENT] FA_TLS;
 
 static inline void *at_offset(const fa_arena *arena, size_t offset) { return arena->base + offset; }
 static inline void lock(const fa_arena *arena) { fa_lock_take((fa_lock *)(uintptr_t)&arena->lock, arena->os); }
@@ -105,6 +115,10 @@ static inline void forget(fa_arena *arena, size_t size) {
     arena->live--;
     arena->bytes -= size;
 }
+
+/* Epochs for an arena: the first of a run of EPOCH_RUN. */
+#define EPOCH_RUN ((uint64_t)1 << 24)
+uint64_t fa_next_epochs(void);
 
 /* ---- bumped.c: untracked scratch arenas -------------------------------------------------------------------------- */
 

@@ -15,7 +15,7 @@
  */
 #include "arena_parts.h"
 
-_Thread_local fa_recent fa_recents[RECENT];
+_Thread_local fa_recent fa_recents[RECENT] FA_TLS;
 
 /* The calling thread's part, made on its first visit. Threads beyond MAX_THREADS share the last one, under the lock. */
 FA_COLD static fa_thread *find_thread(fa_arena *arena, bool *shared) {
@@ -36,20 +36,30 @@ FA_COLD static fa_thread *find_thread(fa_arena *arena, bool *shared) {
         *shared = true;
         return &arena->thread[MAX_THREADS];
     }
-    fa_recents[arena->id % RECENT].id = arena->id;
-    fa_recents[arena->id % RECENT].thread = thread;
+    fa_recents[arena->recent] = (fa_recent){.thread = thread, .arena = arena, .born = arena->born};
     return thread;
 }
 
 static fa_thread *my_thread(fa_arena *arena, bool *shared) {
     *shared = false;
-    if (fa_recents[arena->id % RECENT].id == arena->id) return fa_recents[arena->id % RECENT].thread;
+    const fa_recent *recent = &fa_recents[arena->recent];
+    if (recent->arena == arena && recent->born == arena->born) return recent->thread;
     return find_thread(arena, shared);
 }
 
-/* Starts the thread's counts afresh if they are of an epoch that is over. */
-static void enter_epoch(fa_arena *arena, fa_thread *thread) {
-    uintptr_t epoch = FA_GET(arena->bump.epoch);
+static uint64_t live_of(const fa_thread *thread) {
+    return FA_GET(thread->live) + (FA_GET(thread->tally) >> TALLY_BITS);
+}
+static uint64_t bytes_of(const fa_thread *thread) {
+    return FA_GET(thread->bytes) + (FA_GET(thread->tally) & (TALLY_BLOCK - 1));
+}
+
+/* Moves the tally to the wide counts and starts them afresh if they are of an epoch that is over. */
+static void settle(fa_arena *arena, fa_thread *thread) {
+    FA_SET(thread->live, live_of(thread));
+    FA_SET(thread->bytes, bytes_of(thread));
+    FA_SET(thread->tally, 0);
+    uint64_t epoch = FA_GET(arena->bump.epoch);
     if (FA_GET(thread->epoch) == epoch) return;
     FA_SET(thread->allocated, FA_GET(thread->allocated) + FA_GET(thread->live));
     FA_SET(thread->live, 0);
@@ -73,7 +83,7 @@ fa_status fa_bumped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t
     bool shared;
     fa_thread *thread = my_thread(arena, &shared);
     if (shared) lock(arena);
-    enter_epoch(arena, thread);
+    settle(arena, thread);
     size_t phase = (uintptr_t)arena->base & (FA_MAX_ALIGNMENT - 1);
     fa_status status = FA_OK;
     if (!fa_bump_refill(&arena->bump, &thread->chunk, rounded, alignment, phase, offset)) status = FA_ERR_NOMEM;
@@ -82,6 +92,7 @@ fa_status fa_bumped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t
         *dirty = fa_max(FA_GET(arena->high), FA_GET(thread->high));
         FA_SET(thread->live, FA_GET(thread->live) + 1);
         FA_SET(thread->bytes, FA_GET(thread->bytes) + size);
+        if (!shared && arena->fast) fa_recents[arena->recent].epoch = FA_GET(thread->chunk.epoch);
     }
     if (shared) unlock(arena);
     return status;
@@ -108,8 +119,8 @@ void fa_bumped_release(fa_arena *arena, size_t position, uint64_t live, uint64_t
     if (arena->kind == FA_WITNESS) fa_secure_zero(at_offset(arena, position), used - position);
     arena->live = live;
     arena->bytes = bytes;
-    uintptr_t epoch = FA_GET(arena->bump.epoch) + 1;
-    FA_SET(arena->bump.epoch, epoch != 0 ? epoch : 1);
+    uint64_t epoch = FA_GET(arena->bump.epoch) + 1;
+    FA_SET(arena->bump.epoch, epoch % EPOCH_RUN != 0 ? epoch : fa_next_epochs());
     FA_SET(arena->bump.cursor, position);
 }
 
@@ -119,10 +130,10 @@ void fa_bumped_counts(const fa_arena *arena, uint64_t *live, uint64_t *bytes, ui
     *bytes = arena->bytes;
     *allocated = arena->allocated;
     FOR_EACH_THREAD(arena, thread) {
-        *allocated += FA_GET(thread->allocated) + FA_GET(thread->live);
+        *allocated += FA_GET(thread->allocated) + live_of(thread);
         if (FA_GET(thread->epoch) != FA_GET(arena->bump.epoch)) continue;
-        *live += FA_GET(thread->live);
-        *bytes += FA_GET(thread->bytes);
+        *live += live_of(thread);
+        *bytes += bytes_of(thread);
     }
 }
 
@@ -149,6 +160,7 @@ void fa_bumped_free(fa_arena *arena, void *block, size_t size) {
     fa_thread *thread = newest_is(arena, block, size, &offset);
     if (thread == NULL) return;
     take_back(thread, offset);
+    settle(arena, thread);
     if (FA_GET(thread->live) == 0) return; /* it was counted before a rewind */
     FA_SET(thread->allocated, FA_GET(thread->allocated) + 1);
     FA_SET(thread->live, FA_GET(thread->live) - 1);
@@ -171,6 +183,7 @@ fa_status fa_bumped_resize(fa_arena *arena, void *block, size_t old_size, size_t
     } else if (new_end < old_end) {
         take_back(thread, offset + new_end);
     }
+    settle(arena, thread);
     FA_SET(thread->bytes, FA_GET(thread->bytes) - old_size + new_size);
     return FA_OK;
 }
@@ -181,8 +194,10 @@ fa_mark fa_bumped_mark(fa_arena *arena) {
     lock(arena);
     size_t position = fa_bump_position(&arena->bump, &thread->chunk);
     /* What this thread allocates from now on must lie above the mark: a chunk that is not topmost is given up. */
-    if (fa_chunk_is_current(&arena->bump, &thread->chunk) && position != FA_GET(thread->chunk.cursor))
+    if (fa_chunk_is_current(&arena->bump, &thread->chunk) && position != FA_GET(thread->chunk.cursor)) {
         FA_SET(thread->chunk.epoch, 0);
+        fa_recents[arena->recent].epoch = 0;
+    }
     fa_bump_mark *top = &arena->mark[arena->marks];
     bool full = arena->marks + 1 >= FA_MAX_LEVELS;
     if ((arena->marks == 0 || top->position != position) && !full) {

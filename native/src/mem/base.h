@@ -23,6 +23,14 @@
 #define FA_UNLIKELY(condition) (condition)
 #endif
 
+/* A thread's variables are one instruction away, even in a shared library: glibc keeps room in the static block for such
+ * small ones in libraries that are loaded late. Other C libraries do not. */
+#if defined(__GLIBC__)
+#define FA_TLS __attribute__((tls_model("initial-exec")))
+#else
+#define FA_TLS
+#endif
+
 #if defined(FA_DEBUG)
 #include <assert.h>
 #define FA_ASSERT(condition) assert(condition)

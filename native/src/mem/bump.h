@@ -23,7 +23,7 @@
 
 typedef struct fa_bump {
     _Atomic size_t cursor;      /* offset of the first byte in no chunk */
-    _Atomic uintptr_t epoch;    /* chunks of other epochs are stale; never 0 */
+    _Atomic uint64_t epoch;     /* chunks of other epochs are stale; never 0, never used twice in the process */
     size_t limit;               /* offset where the memory ends */
     size_t chunk;               /* bytes that a refill takes beyond what is asked */
 } fa_bump;
@@ -31,7 +31,7 @@ typedef struct fa_bump {
 /* Written by its thread alone; the others may look, for statistics, so every access is a relaxed atomic: a plain move. */
 typedef struct fa_chunk {
     _Atomic size_t cursor, end;  /* offsets; equal if nothing is left */
-    _Atomic uintptr_t epoch;     /* 0: no chunk */
+    _Atomic uint64_t epoch;      /* 0: no chunk */
 } fa_chunk;
 
 #define FA_GET(variable) atomic_load_explicit(&(variable), memory_order_relaxed)
