@@ -1,6 +1,6 @@
 """``fastalloc demo``: a zero-knowledge proof of a secret, on plain NumPy and in arenas, side by side.
 
-The proof on plain NumPy runs in a process of its own (`_serve`), because it leaves copies of the secret in ordinary
+The proof on plain NumPy runs in a process of its own (`serve`), because it leaves copies of the secret in ordinary
 memory, and this process is searched for such copies at the end. The two take turns, so that both see the same machine.
 """
 
@@ -65,7 +65,7 @@ def _measure(prove: Callable[[], bytes]) -> tuple[_Proof, bytes]:
 # --- The process on plain NumPy ----------------------------------------------------------------------------------
 
 
-def _serve(secret_file: str, patterns_file: str, rounds: int) -> None:
+def serve(secret_file: str, patterns_file: str, rounds: int) -> None:
     """Prove once for each line on stdin; answer with lines of JSON. Leave what to search for in `patterns_file`."""
     stark = _stark()
     secret = stark.read_secret(secret_file)
@@ -83,7 +83,8 @@ def _serve(secret_file: str, patterns_file: str, rounds: int) -> None:
 
 @contextmanager
 def _plain_prover(secret_file: str, patterns_file: str, rounds: int) -> Iterator[Callable[[Progress], _Proof]]:
-    command = [sys.executable, "-m", "fastalloc.cli.demo", secret_file, patterns_file, str(rounds)]
+    program = "import sys; from fastalloc.cli.demo import serve; serve(*sys.argv[1:3], int(sys.argv[3]))"
+    command = [sys.executable, "-P", "-c", program, secret_file, patterns_file, str(rounds)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         stdin, stdout = process.stdin, process.stdout
@@ -190,6 +191,3 @@ def _report_residue(residue: list[Residue]) -> None:
     for found in residue:
         print(f"secret: a copy REMAINS: {found}")
 
-
-if __name__ == "__main__":
-    _serve(sys.argv[1], sys.argv[2], int(sys.argv[3]))
