@@ -38,6 +38,8 @@
 /* What 28 bits of 4 KiB units can say. */
 #define MAX_LARGE (((uint64_t)1 << 40) - ((uint64_t)1 << 37))
 #define MAX_LARGE_SIZE ((size_t)1 << 30) /* option large_size: room in 28 bits of 16 B */
+/* No sum of sizes gets near it, and twice as much still fits in 64 bits with a sign. */
+#define MAX_LIMIT ((uint64_t)1 << 62)
 #define HUGE_PAGE ((size_t)2 << 20)
 
 /* The first two stand in table entries. */
@@ -45,15 +47,16 @@ enum block_kind { FALLBACK, LARGE, POOLED };
 
 struct fa_manager {
     fa_pool pool;
+    size_t quick;     /* one more than what the hot path may take from the pool; 0 if the manager is locked or closed */
+    int64_t headroom; /* limit less the sum of the sizes of live blocks; below 0 only while a block is moved */
+    uint64_t used, peak;
+    uint64_t allocated, freed;
     fa_slabs slabs;
     fa_lock lock;
     bool locked;
     bool closed;
     size_t large_size;
-    uint64_t limit;
-    uint64_t requested, used, peak;
-    uint64_t live, allocated;
-    uint64_t pool_live, slab_live;
+    int64_t limit;
     const fa_os *os;
     fa_table table;
     uint64_t fallbacks, large, cache_hits, moved, failures;
@@ -75,22 +78,33 @@ static void unlock(const fa_manager *manager) {
 
 /* `credit` is what the block that is being moved gives back when it has: until then both places count. */
 static bool allowed(const fa_manager *manager, size_t more, size_t credit) {
-    uint64_t asked = manager->requested - credit;
-    return !manager->closed && asked <= manager->limit && more <= manager->limit - asked;
+    return !manager->closed && more <= MAX_LIMIT && (int64_t)more <= manager->headroom + (int64_t)credit;
 }
 
-static void enter(fa_manager *manager, size_t size, size_t room) {
-    manager->requested += size;
+static inline void enter(fa_manager *manager, size_t size, size_t room) {
+    manager->headroom -= (int64_t)size;
     manager->used += room;
-    if (manager->used > manager->peak) manager->peak = manager->used;
-    manager->live++;
     manager->allocated++;
+    if (FA_UNLIKELY(manager->used > manager->peak)) manager->peak = manager->used;
 }
 
-static void leave(fa_manager *manager, size_t size, size_t room) {
-    manager->requested -= size;
+static inline void leave(fa_manager *manager, size_t size, size_t room) {
+    manager->headroom += (int64_t)size;
     manager->used -= room;
-    manager->live--;
+    manager->freed++;
+}
+
+/* A live block has another size and room now. */
+static void change(fa_manager *manager, size_t old_size, size_t size, size_t old_room, size_t room) {
+    manager->headroom += (int64_t)old_size - (int64_t)size;
+    manager->used = manager->used - old_room + room;
+    if (manager->used > manager->peak) manager->peak = manager->used;
+}
+
+static uint64_t requested(const fa_manager *manager) { return (uint64_t)(manager->limit - manager->headroom); }
+static uint64_t live(const fa_manager *manager) { return manager->allocated - manager->freed; }
+static uint64_t slab_live(const fa_manager *manager) {
+    return live(manager) - fa_pool_live(&manager->pool) - manager->table.count;
 }
 
 /* ---- the hot path: pool and slabs --------------------------------------------------------------------------------- */
@@ -98,24 +112,35 @@ static void leave(fa_manager *manager, size_t size, size_t room) {
 static void *alloc_slow(fa_manager *manager, size_t alignment, size_t size, bool zeroed, size_t credit);
 static fa_status free_slow(fa_manager *manager, void *block);
 
+static void *pool_alloc(fa_manager *manager, size_t size) {
+    void *block = fa_pool_take(&manager->pool, size);
+    if (block != NULL) enter(manager, size, manager->pool.block_size);
+    return block;
+}
+
+static fa_status pool_free(fa_manager *manager, void *block) {
+    uint32_t index;
+    if (FA_UNLIKELY(!fa_pool_index(&manager->pool, block, &index) || !fa_pool_is_live(&manager->pool, index)))
+        return FA_ERR_CORRUPT;
+    leave(manager, fa_pool_size(&manager->pool, index), manager->pool.block_size);
+    fa_pool_give(&manager->pool, index);
+    return FA_OK;
+}
+
 /* A zero block of the pool, if it may, or of a slab of the class; or null. The lock is held. */
-static inline void *small_alloc(fa_manager *manager, size_t size, uint32_t class, bool pool_may, size_t credit) {
+static void *small_alloc(fa_manager *manager, size_t size, uint32_t class, bool pool_may, size_t credit) {
     if (FA_UNLIKELY(!allowed(manager, size, credit))) return NULL;
-    void *block;
-    if (FA_LIKELY(pool_may) && (block = fa_pool_take(&manager->pool, size)) != NULL) {
-        manager->pool_live++;
-        enter(manager, size, manager->pool.block_size);
-        return block;
-    }
+    void *block = pool_may ? pool_alloc(manager, size) : NULL;
+    if (block != NULL) return block;
     block = fa_slabs_take(&manager->slabs, manager->os, class, size);
     if (FA_UNLIKELY(block == NULL)) return NULL;
     manager->fallbacks++;
-    manager->slab_live++;
     enter(manager, size, fa_slab_size(class));
     return block;
 }
 
-FA_HOT void *fa_malloc(fa_manager *manager, size_t size) {
+/* Locked managers, and what the pool does not hold. */
+static void *malloc_beyond(fa_manager *manager, size_t size) {
     if (FA_LIKELY(size <= FA_SLAB_MAX)) {
         lock(manager);
         void *block = small_alloc(manager, size, fa_slab_class(size), size <= manager->pool.block_size, 0);
@@ -125,37 +150,40 @@ FA_HOT void *fa_malloc(fa_manager *manager, size_t size) {
     return alloc_slow(manager, FA_MIN_ALIGNMENT, size, false, 0);
 }
 
-FA_HOT fa_status fa_manager_try_free(fa_manager *manager, void *block) {
-    fa_status status = FA_ERR_CORRUPT;
-    uint32_t index;
-    fa_slab *slab;
-    if (fa_pool_owns(&manager->pool, block)) {
-        lock(manager);
-        if (FA_LIKELY(fa_pool_index(&manager->pool, block, &index) && fa_pool_is_live(&manager->pool, index))) {
-            manager->pool_live--;
-            leave(manager, fa_pool_size(&manager->pool, index), manager->pool.block_size);
-            fa_pool_give(&manager->pool, index);
-            status = FA_OK;
-        }
-        unlock(manager);
-        return status;
-    }
-    lock(manager);
-    bool in_slabs = fa_slabs_own(&manager->slabs, block);
-    if (FA_LIKELY(in_slabs && fa_slabs_find(&manager->slabs, block, &slab, &index))) {
-        manager->slab_live--;
-        leave(manager, fa_pool_size(&slab->pool, index), slab->pool.block_size);
-        fa_slabs_give(&manager->slabs, slab, index);
-        status = FA_OK;
-    }
-    unlock(manager);
-    return FA_LIKELY(in_slabs) ? status : free_slow(manager, block);
+FA_HOT void *fa_malloc(fa_manager *manager, size_t size) {
+    if (FA_LIKELY(size < manager->quick && (int64_t)size <= manager->headroom && manager->pool.stacked > 0))
+        return pool_alloc(manager, size);
+    return malloc_beyond(manager, size);
 }
 
-void fa_free(fa_manager *manager, void *block) {
-    if (block == NULL) return;
-    fa_status status = fa_manager_try_free(manager, block);
+fa_status fa_manager_try_free(fa_manager *manager, void *block) {
+    fa_status status = FA_ERR_CORRUPT;
+    lock(manager);
+    bool in_pool = fa_pool_owns(&manager->pool, block), in_slabs = fa_slabs_own(&manager->slabs, block);
+    if (in_pool) {
+        status = pool_free(manager, block);
+    } else if (FA_LIKELY(in_slabs)) {
+        uint32_t index;
+        fa_slab *slab;
+        if (FA_LIKELY(fa_slabs_find(&manager->slabs, block, &slab, &index))) {
+            leave(manager, fa_pool_size(&slab->pool, index), slab->pool.block_size);
+            fa_slabs_give(&manager->slabs, slab, index);
+            status = FA_OK;
+        }
+    }
+    unlock(manager);
+    return FA_LIKELY(in_pool || in_slabs) ? status : free_slow(manager, block);
+}
+
+/* Locked managers, and blocks that are not of the pool. */
+static void free_beyond(fa_manager *manager, void *block) {
+    fa_status status = block == NULL ? FA_OK : fa_manager_try_free(manager, block);
     if (FA_UNLIKELY(status != FA_OK)) fa_report(&manager->reporter, "free", status, block);
+}
+
+FA_HOT void fa_free(fa_manager *manager, void *block) {
+    if (FA_LIKELY(manager->quick != 0 && fa_pool_owns(&manager->pool, block) && pool_free(manager, block) == FA_OK)) return;
+    free_beyond(manager, block);
 }
 
 /* ---- creation ---------------------------------------------------------------------------------------------------- */
@@ -208,7 +236,9 @@ fa_manager *fa_manager_create(const fa_manager_options *options, fa_status *stat
     manager->pool = pool;
     manager->locked = (options->flags & FA_LOCKED) != 0;
     manager->large_size = options->large_size;
-    manager->limit = options->limit != 0 ? options->limit : UINT64_MAX;
+    manager->limit = options->limit != 0 && options->limit < MAX_LIMIT ? (int64_t)options->limit : (int64_t)MAX_LIMIT;
+    manager->headroom = manager->limit;
+    manager->quick = manager->locked ? 0 : options->block_size + 1;
     manager->os = os;
     manager->mapped = mapped;
     manager->cache.limit = options->cache_limit;
@@ -458,7 +488,7 @@ static bool stays(const fa_manager *manager, const found *block, size_t size) {
 static void set_size(fa_manager *manager, void *address, found block, size_t size) {
     size_t end = usable(&block);
     if (size < end) fa_secure_zero((unsigned char *)address + size, end - size);
-    manager->requested = manager->requested - block.size + size;
+    change(manager, block.size, size, 0, 0);
     if (block.kind == POOLED) {
         block.pool->size_plus_1[block.index] = (uint16_t)(size + 1);
         return;
@@ -487,10 +517,8 @@ static void *move_pages(fa_manager *manager, void *address, found block, size_t 
     bool entered = fa_table_insert(&manager->table, manager->os, moved, pack(now));
     FA_ASSERT(entered);
     (void)entered;
-    manager->requested = manager->requested - block.size + now.size;
-    manager->used = manager->used - block.room + now.room;
+    change(manager, block.size, now.size, block.room, now.room);
     manager->large_bytes = manager->large_bytes - block.room + now.room;
-    if (manager->used > manager->peak) manager->peak = manager->used;
     manager->moved += done;
     unlock(manager);
     return now.size == size ? moved : NULL;
@@ -503,7 +531,7 @@ void *fa_manager_try_realloc(fa_manager *manager, void *address, size_t alignmen
     alignment = fa_max(alignment, FA_MIN_ALIGNMENT);
     lock(manager);
     *status = look_up(manager, address, &block);
-    bool in_place = *status == FA_OK && stays(manager, &block, size) && !manager->closed &&
+    bool in_place = *status == FA_OK && stays(manager, &block, size) &&
                     ((uintptr_t)address & (alignment - 1)) == 0 &&
                     allowed(manager, size, block.size);
     if (in_place) set_size(manager, address, block, size);
@@ -579,20 +607,20 @@ fa_status fa_manager_get_stats(const fa_manager *manager, fa_manager_stats *stat
     uint64_t touched = (uint64_t)manager->pool.used * manager->pool.block_size;
     uint64_t slabs = (uint64_t)manager->slabs.resident << FA_SPAN_LOG2;
     *stats = (fa_manager_stats){
-        .requested = manager->requested,
+        .requested = requested(manager),
         .used = manager->used,
         .reserved = manager->pool.mapped + manager->slabs.reserved_size + manager->large_bytes + manager->cache.bytes +
                     manager->table.mapped,
         .resident = touched + slabs + manager->large_bytes + manager->cache.bytes,
         .cached = manager->cache.bytes,
         .peak = manager->peak,
-        .live = manager->live,
+        .live = live(manager),
         .allocated = manager->allocated,
-        .freed = manager->allocated - manager->live,
+        .freed = manager->freed,
         .pool_blocks = manager->pool.count,
-        .pool_live = manager->pool_live,
+        .pool_live = fa_pool_live(&manager->pool),
         .slab_bytes = slabs,
-        .slab_live = manager->slab_live,
+        .slab_live = slab_live(manager),
         .fallbacks = manager->fallbacks,
         .large = manager->large,
         .cache_hits = manager->cache_hits,
@@ -606,6 +634,7 @@ fa_status fa_manager_get_stats(const fa_manager *manager, fa_manager_stats *stat
 void fa_manager_close(fa_manager *manager) {
     lock(manager);
     manager->closed = true;
+    manager->quick = 0;
     unlock(manager);
 }
 
@@ -640,12 +669,12 @@ void fa_manager_fork_prepare(fa_manager *manager) { lock(manager); }
 void fa_manager_fork_parent(fa_manager *manager) { unlock(manager); }
 void fa_manager_fork_child(fa_manager *manager) { unlock(manager); }
 
-static void add_pool(const fa_pool *pool, uint64_t *requested, uint64_t *used, uint64_t *live) {
+static void add_pool(const fa_pool *pool, uint64_t *sizes, uint64_t *used, uint64_t *blocks) {
     for (uint32_t index = 0; index < pool->used; index++) {
         if (!fa_pool_is_live(pool, index)) continue;
-        *requested += fa_pool_size(pool, index);
+        *sizes += fa_pool_size(pool, index);
         *used += pool->block_size;
-        (*live)++;
+        (*blocks)++;
     }
 }
 
@@ -653,23 +682,23 @@ bool fa_manager_is_valid(const fa_manager *manager) {
     lock(manager);
     bool valid = fa_pool_is_valid(&manager->pool) && fa_slabs_are_valid(&manager->slabs) &&
                  fa_table_is_valid(&manager->table) && fa_cache_is_valid(&manager->cache);
-    uint64_t requested = 0, used = 0, live = 0, large = 0;
-    add_pool(&manager->pool, &requested, &used, &live);
-    valid = valid && live == manager->pool_live;
+    uint64_t sizes = 0, used = 0, blocks = 0, large = 0;
+    add_pool(&manager->pool, &sizes, &used, &blocks);
+    valid = valid && blocks == fa_pool_live(&manager->pool);
     for (uint32_t span = 0; span < manager->slabs.fresh; span++)
-        add_pool(&manager->slabs.slab[span].pool, &requested, &used, &live);
-    valid = valid && live == manager->pool_live + manager->slab_live;
+        add_pool(&manager->slabs.slab[span].pool, &sizes, &used, &blocks);
+    valid = valid && blocks == fa_pool_live(&manager->pool) + slab_live(manager);
     size_t position = 0;
     for (const fa_slot *slot = fa_table_next(&manager->table, &position); slot != NULL;
          slot = fa_table_next(&manager->table, &position)) {
         found block = unpack(slot->value);
-        requested += block.size;
+        sizes += block.size;
         used += block.room;
         large += block.kind == LARGE ? block.room : 0;
-        live++;
+        blocks++;
     }
-    valid = valid && requested == manager->requested && used == manager->used && live == manager->live &&
-            large == manager->large_bytes && requested <= manager->limit && used <= manager->peak;
+    valid = valid && sizes == requested(manager) && used == manager->used && blocks == live(manager) &&
+            large == manager->large_bytes && manager->headroom >= 0 && used <= manager->peak;
     unlock(manager);
     return valid;
 }

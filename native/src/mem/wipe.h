@@ -23,7 +23,9 @@ static inline void fa_wipe_small(void *memory, size_t size) {
         /* Volatile: neither removed nor turned into a memset. */
         typedef long long pair __attribute__((vector_size(16), may_alias));
         const pair zero = {0, 0};
-        for (size_t at = 0; at < size; at += 16) *(volatile pair *)(void *)((unsigned char *)memory + at) = zero;
+        volatile pair *at = memory, *end = at + size / sizeof zero;
+        for (; end - at >= 4; at += 4) at[0] = at[1] = at[2] = at[3] = zero;
+        for (; at < end; at++) *at = zero;
         return;
     }
     memset(memory, 0, size);
