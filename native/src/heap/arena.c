@@ -40,7 +40,7 @@ uint64_t fa_next_epochs(void) { return atomic_fetch_add_explicit(&next_epochs, E
 
 static fa_status alloc_slow(fa_arena *arena, size_t size, size_t alignment, bool zeroed, void **block);
 FA_COLD static void *alloc_refill(fa_arena *arena, size_t size, size_t alignment) {
-    void *block;
+    void *block = NULL;
     return alloc_slow(arena, size, alignment, false, &block) == FA_OK ? block : NULL;
 }
 
@@ -330,7 +330,7 @@ static fa_status alloc_slow(fa_arena *arena, size_t size, size_t alignment, bool
 }
 
 void *fa_arena_alloc_zeroed(fa_arena *arena, size_t size, size_t alignment) {
-    void *block;
+    void *block = NULL;
     return alloc_slow(arena, size, alignment, true, &block) == FA_OK ? block : NULL;
 }
 
@@ -469,10 +469,10 @@ fa_status fa_arena_live(const fa_arena *arena, const fa_mark *mark, uint64_t *li
 }
 
 /* Releases everything; the lock is held. The fallback blocks go to `orphans`, to be freed after the lock. */
-static void release_all(fa_arena *arena, fa_table *orphans) {
+static void release_all(fa_arena *arena, bool is_zero, fa_table *orphans) {
     if (arena->mapped) {
         size_t cursor = (size_t)arena->blocks.cursor << arena->blocks.shift;
-        if (arena->kind == FA_WITNESS && arena->live > 0) fa_secure_zero(arena->base, cursor);
+        if (arena->kind == FA_WITNESS && arena->live > 0 && !is_zero) fa_secure_zero(arena->base, cursor);
         fa_mapped_reset(arena);
         arena->live = arena->bytes = 0;
     } else {
@@ -491,7 +491,7 @@ fa_status fa_arena_reset(fa_arena *arena) {
     if (arena->tracked && arena->live > 0) {
         status = FA_ERR_BUSY;
     } else {
-        release_all(arena, &orphans);
+        release_all(arena, false, &orphans);
         arena->resets++;
     }
     unlock(arena);
@@ -514,7 +514,7 @@ fa_status fa_arena_wipe(fa_arena *arena) {
     lock(arena);
     zero_all(arena);
     arena->wipes++;
-    if (!arena->tracked || arena->live == 0) release_all(arena, &orphans);
+    if (!arena->tracked || arena->live == 0) release_all(arena, true, &orphans);
     unlock(arena);
     free_fallbacks(arena->os, &orphans);
     return FA_OK;

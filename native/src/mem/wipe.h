@@ -9,10 +9,9 @@
 #define FA_MEM_WIPE_H
 
 #include "base.h"
+#include "fastalloc.h"
 
 #include <string.h>
-
-void fa_secure_zero(void *memory, size_t size);
 
 /* Up to here a few stores beat the call of a memset. */
 #define FA_WIPE_INLINE 256
