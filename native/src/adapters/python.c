@@ -480,7 +480,16 @@ static PyObject *secure_zero(PyObject *Py_UNUSED(module), PyObject *object) {
     Py_RETURN_NONE;
 }
 
+/* Python may hand the module to another interpreter without calling PyInit__native again, so _binding.py asks, too. */
+static PyObject *refuse_subinterpreters(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {
+    if (PyInterpreterState_GetID(PyInterpreterState_Get()) == 0) Py_RETURN_NONE;
+    PyErr_SetString(PyExc_ImportError, "fastalloc works in the main interpreter only, as NumPy does");
+    return NULL;
+}
+
 static PyMethodDef functions[] = {
+    {"refuse_subinterpreters", refuse_subinterpreters, METH_NOARGS,
+     "refuse_subinterpreters()\n--\n\nRaises ImportError in any but the main interpreter."},
     {"address_of", address_of, METH_O, "address_of(buffer, /)\n--\n\nThe address of a buffer's first item."},
     {"any_owns", any_owns, METH_O, "any_owns(address, /)\n--\n\nWhether the address is in a live heap."},
     {"secure_zero", secure_zero, METH_O, "secure_zero(buffer, /)\n--\n\nZero a writable contiguous buffer."},
@@ -514,10 +523,9 @@ static int add_everything(PyObject *module) {
 }
 
 PyMODINIT_FUNC PyInit__native(void) {
-    if (PyInterpreterState_GetID(PyInterpreterState_Get()) != 0) {
-        PyErr_SetString(PyExc_ImportError, "fastalloc works in the main interpreter only, as NumPy does");
-        return NULL;
-    }
+    PyObject *main_interpreter = refuse_subinterpreters(NULL, NULL);
+    if (!main_interpreter) return NULL;
+    Py_DECREF(main_interpreter);
     PyObject *module = fa_python_cffi_module();
     if (module && add_everything(module)) Py_CLEAR(module);
     return module;

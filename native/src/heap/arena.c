@@ -108,16 +108,16 @@ static bool append(size_t *end, size_t count, size_t size, size_t *begin) {
     return true;
 }
 
-static bool lay_out(metadata_layout *layout, bool mapped, size_t granules, size_t page) {
+static bool lay_out(metadata_layout *layout, bool mapped, size_t slots, size_t page) {
     size_t end = sizeof(fa_arena);
     bool fits = append(&end, mapped ? FA_MAX_LEVELS : 0, sizeof(fa_level), &layout->levels) &&
                 append(&end, mapped ? 0 : FA_MAX_LEVELS, sizeof(fa_bump_mark), &layout->marks) &&
                 append(&end, mapped ? 0 : MAX_THREADS + 1, sizeof(fa_thread), &layout->threads) &&
-                append(&end, mapped ? granules : 0, sizeof(fa_link), &layout->links) &&
+                append(&end, mapped ? slots : 0, sizeof(fa_link), &layout->links) &&
                 /* Entries last and on a page: they are made zero again by giving their pages back. */
                 fa_align_up(end, page, &layout->entries);
     end = layout->entries;
-    return fits && append(&end, mapped ? granules : 0, sizeof(uint64_t), &layout->entries) &&
+    return fits && append(&end, mapped ? slots : 0, sizeof(uint64_t), &layout->entries) &&
            fa_align_up(end, page, &layout->size);
 }
 
@@ -199,7 +199,8 @@ fa_arena *fa_arena_create(const fa_arena_options *options, fa_status *status) {
     metadata_layout layout = {0};
     void *metadata = NULL;
     *status = FA_ERR_NOMEM;
-    if (granule != 0 && lay_out(&layout, mapped, region.capacity / granule, os->page_size()))
+    size_t slots = granule == 0 ? 0 : fa_blocks_slots(region.capacity, fa_log2(granule));
+    if (granule != 0 && lay_out(&layout, mapped, slots, os->page_size()))
         *status = map_metadata(os, &layout, &metadata);
     if (*status != FA_OK) {
         fa_region_destroy(&region);

@@ -13,6 +13,9 @@
 
 /* Witness blocks up to this size are wiped inside the lock: cheaper than taking it twice. */
 #define WIPE_INSIDE_LOCK ((size_t)4 << 10)
+/* From here on blocks are laid out in whole pages: an eighth is lost at most. */
+#define LARGE ((size_t)32 << 10)
+#define PAGE ((size_t)1 << FA_BLOCKS_PAGE_LOG2)
 
 size_t fa_mapped_block_bytes(const fa_arena *arena, uint32_t index) {
     return (size_t)fa_blocks_granules(&arena->blocks, index) << arena->blocks.shift;
@@ -22,6 +25,18 @@ size_t fa_mapped_block_bytes(const fa_arena *arena, uint32_t index) {
 static uint32_t granules_for(const fa_arena *arena, size_t size) {
     size_t granules = size == 0 ? 1 : ((size - 1) >> arena->blocks.shift) + 1;
     return granules <= arena->blocks.granules ? (uint32_t)granules : 0;
+}
+
+/* Takes a live block. Large ones in whole pages, so that their places repeat (mem/blocks.c), while there is room for it. */
+static bool take(fa_arena *arena, size_t size, size_t alignment, uint32_t *granules, uint32_t *index) {
+    fa_blocks *blocks = &arena->blocks;
+    size_t whole;
+    *granules = 0;
+    if (size >= LARGE && fa_align_up(size, PAGE, &whole)) *granules = granules_for(arena, whole);
+    if (*granules != 0 && fa_blocks_take(blocks, *granules, fa_max(alignment, PAGE) >> blocks->shift, size, index))
+        return true;
+    *granules = granules_for(arena, size);
+    return *granules != 0 && fa_blocks_take(blocks, *granules, fa_max(alignment >> blocks->shift, 1), size, index);
 }
 
 uint64_t fa_mapped_used(const fa_arena *arena) {
@@ -35,13 +50,11 @@ static void note_use(fa_arena *arena, size_t end) {
 }
 
 fa_status fa_mapped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t *offset, size_t *dirty) {
-    uint32_t granules = granules_for(arena, size), index;
-    if (granules == 0) return FA_ERR_NOMEM;
+    uint32_t granules, index;
     fa_status status = FA_OK;
     lock(arena);
     if (arena->closed) status = FA_ERR_STALE;
-    else if (!fa_blocks_take(&arena->blocks, granules, fa_max(alignment >> arena->blocks.shift, 1), size, &index))
-        status = FA_ERR_NOMEM;
+    else if (!take(arena, size, alignment, &granules, &index)) status = FA_ERR_NOMEM;
     if (status == FA_OK) {
         *offset = (size_t)index << arena->blocks.shift;
         size_t end = *offset + ((size_t)granules << arena->blocks.shift);
@@ -87,9 +100,9 @@ fa_status fa_mapped_free(fa_arena *arena, void *block) {
 
 void fa_mapped_reset(fa_arena *arena) {
     if (!fa_blocks_reset(&arena->blocks)) return;
-    /* Once in two million resets the epoch comes round: no entry of the last turn may be believed. */
+    /* Once in a hundred thousand resets the epoch comes round: no entry of the last turn may be believed. */
     if (arena->os->decommit(arena->blocks.entry, arena->entries_size) != 0)
-        memset(arena->blocks.entry, 0, (size_t)arena->blocks.granules * sizeof arena->blocks.entry[0]);
+        memset(arena->blocks.entry, 0, arena->entries_size);
 }
 
 fa_status fa_mapped_size(fa_arena *arena, const void *block, size_t *size) {

@@ -1,7 +1,7 @@
 /*
  * mem/blocks.c - which granules of a region are blocks, which are free, and where the next block goes
  *
- *     entry   63        32 31   23 22 21 20         0
+ *     entry   63        32 31   19 18 17 16         0
  *             |  granules | slack | kind |   epoch   |
  *
  * An entry is believed only if it is of this epoch, so a reset forgets all of them at once. `slack` is what rounding
@@ -15,12 +15,29 @@
 
 enum kind { NOTHING, LIVE, FREE, FOOT };
 
-#define EPOCH_BITS 21
+#define EPOCH_BITS 17
 #define KIND_SHIFT EPOCH_BITS
 #define SLACK_SHIFT (KIND_SHIFT + 2)
-#define SLACK_BITS 9
+#define SLACK_BITS 13
 #define SIZE_SHIFT (SLACK_SHIFT + SLACK_BITS)
 #define LOW_BITS(bits) ((1U << (bits)) - 1)
+
+/*
+ * Where the entry (and the link) of a granule stands. Large blocks begin and end with pages, so the entries of granules that
+ * begin or end a page stand together: a vector then touches metadata that is dense and soon resident, not a page of its own
+ * for each place where it may come to lie.
+ */
+static size_t slot_of(const fa_blocks *blocks, uint32_t index) {
+    uint32_t last = (1U << blocks->page_log2) - 1, in_page = index & last, page = index >> blocks->page_log2;
+    if (in_page == 0) return page;
+    return in_page == last ? (size_t)blocks->pages + page : 2 * (size_t)blocks->pages + index;
+}
+size_t fa_blocks_slots(size_t capacity, unsigned shift) {
+    return (capacity >> shift) + 2 * ((capacity >> FA_BLOCKS_PAGE_LOG2) + 1);
+}
+
+static uint64_t *entry_at(const fa_blocks *blocks, uint32_t index) { return &blocks->entry[slot_of(blocks, index)]; }
+static fa_link *link_at(const fa_blocks *blocks, uint32_t index) { return &blocks->link[slot_of(blocks, index)]; }
 
 static uint64_t entry_of(const fa_blocks *blocks, enum kind kind, uint32_t granules, size_t slack) {
     return (uint64_t)granules << SIZE_SHIFT | (uint64_t)slack << SLACK_SHIFT | (uint64_t)kind << KIND_SHIFT |
@@ -28,22 +45,22 @@ static uint64_t entry_of(const fa_blocks *blocks, enum kind kind, uint32_t granu
 }
 
 static enum kind kind_at(const fa_blocks *blocks, uint32_t index) {
-    uint64_t entry = blocks->entry[index];
+    uint64_t entry = *entry_at(blocks, index);
     if ((entry & LOW_BITS(EPOCH_BITS)) != blocks->epoch) return NOTHING;
     return (enum kind)(entry >> KIND_SHIFT & LOW_BITS(2));
 }
 
 uint32_t fa_blocks_granules(const fa_blocks *blocks, uint32_t index) {
-    return (uint32_t)(blocks->entry[index] >> SIZE_SHIFT);
+    return (uint32_t)(*entry_at(blocks, index) >> SIZE_SHIFT);
 }
 
 size_t fa_blocks_size(const fa_blocks *blocks, uint32_t index) {
-    size_t slack = blocks->entry[index] >> SLACK_SHIFT & LOW_BITS(SLACK_BITS);
+    size_t slack = *entry_at(blocks, index) >> SLACK_SHIFT & LOW_BITS(SLACK_BITS);
     return ((size_t)fa_blocks_granules(blocks, index) << blocks->shift) - slack;
 }
 
 static void set_live(fa_blocks *blocks, uint32_t index, uint32_t granules, size_t size) {
-    blocks->entry[index] = entry_of(blocks, LIVE, granules, ((size_t)granules << blocks->shift) - size);
+    *entry_at(blocks, index) = entry_of(blocks, LIVE, granules, ((size_t)granules << blocks->shift) - size);
 }
 
 /* ---- bins ------------------------------------------------------------------------------------------------------ */
@@ -63,25 +80,25 @@ static void bin_insert(fa_blocks *blocks, fa_level *level, uint32_t index, uint3
     unsigned row, step;
     class_of(granules, &row, &step);
     uint32_t *first = &level->bins.first[row][step];
-    blocks->link[index] = (fa_link){.next = *first, .prev = 0};
-    if (*first != 0) blocks->link[*first - 1].prev = index + 1;
+    *link_at(blocks, index) = (fa_link){.next = *first, .prev = 0};
+    if (*first != 0) link_at(blocks, *first - 1)->prev = index + 1;
     *first = index + 1;
     level->bins.rows |= 1U << row;
     level->bins.steps[row] |= (uint8_t)(1U << step);
     level->free += granules;
     blocks->free += granules;
-    blocks->entry[index] = entry_of(blocks, FREE, granules, 0);
-    if (granules > 1) blocks->entry[index + granules - 1] = entry_of(blocks, FOOT, granules, 0);
+    *entry_at(blocks, index) = entry_of(blocks, FREE, granules, 0);
+    if (granules > 1) *entry_at(blocks, index + granules - 1) = entry_of(blocks, FOOT, granules, 0);
 }
 
 static void bin_remove(fa_blocks *blocks, fa_level *level, uint32_t index) {
     uint32_t granules = fa_blocks_granules(blocks, index);
     unsigned row, step;
     class_of(granules, &row, &step);
-    fa_link link = blocks->link[index];
-    if (link.next != 0) blocks->link[link.next - 1].prev = link.prev;
+    fa_link link = *link_at(blocks, index);
+    if (link.next != 0) link_at(blocks, link.next - 1)->prev = link.prev;
     if (link.prev != 0) {
-        blocks->link[link.prev - 1].next = link.next;
+        link_at(blocks, link.prev - 1)->next = link.next;
     } else {
         level->bins.first[row][step] = link.next;
         if (link.next == 0) {
@@ -91,8 +108,8 @@ static void bin_remove(fa_blocks *blocks, fa_level *level, uint32_t index) {
     }
     level->free -= granules;
     blocks->free -= granules;
-    blocks->entry[index] = 0;
-    blocks->entry[index + granules - 1] = 0;
+    *entry_at(blocks, index) = 0;
+    *entry_at(blocks, index + granules - 1) = 0;
 }
 
 /* The smallest class that holds something and is at least (*row, *step). */
@@ -119,7 +136,7 @@ static bool bin_take(fa_blocks *blocks, fa_level *level, uint32_t granules, size
     class_of(granules, &row, &step);
     for (; bin_next(&level->bins, &row, &step); step++) {
         uint32_t at = level->bins.first[row][step];
-        for (int scanned = 0; at != 0 && scanned < FA_BIN_SCAN; scanned++, at = blocks->link[at - 1].next) {
+        for (int scanned = 0; at != 0 && scanned < FA_BIN_SCAN; scanned++, at = link_at(blocks, at - 1)->next) {
             uint32_t start = at - 1;
             uint64_t end = (uint64_t)start + fa_blocks_granules(blocks, start);
             uint64_t aligned = aligned_from(blocks, start, alignment);
@@ -142,6 +159,8 @@ void fa_blocks_init(fa_blocks *blocks, uint64_t *entry, fa_link *link, fa_level 
                     unsigned shift, const void *base) {
     *blocks = (fa_blocks){.entry = entry, .link = link, .level = level, .shift = shift, .epoch = 1};
     blocks->granules = (uint32_t)(capacity >> shift);
+    blocks->page_log2 = FA_BLOCKS_PAGE_LOG2 - shift;
+    blocks->pages = (uint32_t)(capacity >> FA_BLOCKS_PAGE_LOG2) + 1;
     blocks->phase = ((uintptr_t)base & (FA_MAX_ALIGNMENT - 1)) >> shift;
 }
 
@@ -217,7 +236,7 @@ void fa_blocks_give(fa_blocks *blocks, uint32_t index) {
     level->live--;
     level->bytes -= fa_blocks_size(blocks, index);
     uint32_t granules = fa_blocks_granules(blocks, index);
-    blocks->entry[index] = 0;
+    *entry_at(blocks, index) = 0;
     give_range(blocks, level, index, granules);
     if (level->left && level->live == 0) fa_blocks_pop_left(blocks);
 }
@@ -318,7 +337,7 @@ void fa_blocks_each_free(const fa_blocks *blocks, void (*visit)(void *context, u
     for (uint32_t depth = 0; depth <= blocks->depth; depth++) {
         const fa_bins *bins = &blocks->level[depth].bins;
         for (unsigned row = 0, step = 0; bins->rows != 0 && bin_next(bins, &row, &step); step++)
-            for (uint32_t at = bins->first[row][step]; at != 0; at = blocks->link[at - 1].next)
+            for (uint32_t at = bins->first[row][step]; at != 0; at = link_at(blocks, at - 1)->next)
                 visit(context, at - 1, fa_blocks_granules(blocks, at - 1));
     }
 }
@@ -330,11 +349,11 @@ static bool bins_are_valid(const fa_blocks *blocks, const fa_level *level, uint6
         for (unsigned step = 0; step < FA_BIN_STEPS; step++) {
             uint32_t at = level->bins.first[row][step], prev = 0;
             if ((at != 0) != (level->bins.steps[row] >> step & 1)) return false;
-            for (; at != 0; prev = at, at = blocks->link[at - 1].next) {
+            for (; at != 0; prev = at, at = link_at(blocks, at - 1)->next) {
                 uint32_t index = at - 1, granules = fa_blocks_granules(blocks, index);
                 unsigned own_row, own_step;
                 class_of(granules, &own_row, &own_step);
-                if (kind_at(blocks, index) != FREE || blocks->link[index].prev != prev) return false;
+                if (kind_at(blocks, index) != FREE || link_at(blocks, index)->prev != prev) return false;
                 if (own_row != row || own_step != step) return false;
                 *binned += granules;
             }

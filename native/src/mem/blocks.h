@@ -33,6 +33,9 @@
 /* Nested marks and scopes, more than a recursion in Python is deep; one costs a kilobyte of address space. */
 #define FA_MAX_LEVELS 4096U
 
+/* The unit in which large blocks are laid out. */
+#define FA_BLOCKS_PAGE_LOG2 12
+
 typedef struct fa_bins {
     uint32_t rows;                                /* bit r: some bin of row r holds something */
     uint8_t steps[FA_BIN_ROWS];                   /* bit s: bin [r][s] holds something */
@@ -55,18 +58,23 @@ typedef struct fa_link {
 } fa_link;
 
 typedef struct fa_blocks {
-    uint64_t *entry;     /* one for each granule; zero pages where nothing ever was */
-    fa_link *link;       /* meaningful where a free block starts */
+    uint64_t *entry;     /* fa_blocks_slots() of them; zero pages where nothing ever was */
+    fa_link *link;       /* likewise; meaningful where a free block starts */
     fa_level *level;     /* FA_MAX_LEVELS of them; level[0] is the whole */
     uint32_t granules;   /* capacity */
     uint32_t cursor;
     uint32_t depth;      /* of the top level */
     uint32_t epoch;      /* entries of other epochs are of before a reset */
-    unsigned shift;      /* log2 of the granule in bytes */
+    unsigned shift;      /* log2 of the granule in bytes: at most 8 */
+    unsigned page_log2;  /* log2 of the granules in a page */
+    uint32_t pages;      /* that begin in the capacity, and one */
     size_t phase;        /* base address modulo the largest alignment, in granules */
     uint64_t serial;     /* of the newest level */
     uint64_t free;       /* granules in all bins */
 } fa_blocks;
+
+/* How many entries, and links, there have to be. */
+size_t fa_blocks_slots(size_t capacity, unsigned shift);
 
 /* `entry`, `link` and `level` are zero memory of the sizes below; the base of the region is `base`. */
 void fa_blocks_init(fa_blocks *blocks, uint64_t *entry, fa_link *link, fa_level *level, size_t capacity,
