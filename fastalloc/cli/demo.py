@@ -149,18 +149,16 @@ def _compare(secret_file: str, patterns_file: str, rounds: int, proofs: int) -> 
     bar = _Bar(2 * (proofs + 1))
     plain: list[_Proof] = []
     arenas: list[_Proof] = []
-    with (
-        _plain_prover(secret_file, patterns_file, rounds) as prove_plain,
-        fa.Arenas(**stark.arena_sizes(rounds)) as memory,
-    ):
+    with fa.Arenas(**stark.arena_sizes(rounds)) as memory:
         secret = stark.read_secret(secret_file, memory)
         public = stark.public_output(secret, rounds, memory)
-        for _ in range(proofs + 1):  # the first of each warms up: compilation, and memory never touched before
-            plain.append(prove_plain(bar.stage("plain NumPy")))
-            bar.step()
-            cost, proof = _measure(lambda: stark.prove(secret, rounds, memory, bar.stage("arenas")))
-            arenas.append(cost)
-            bar.step()
+        with _plain_prover(secret_file, patterns_file, rounds) as prove_plain:
+            for _ in range(proofs + 1):  # the first of each warms up: compilation, and memory never touched before
+                plain.append(prove_plain(bar.stage("plain NumPy")))
+                bar.step()
+                cost, proof = _measure(lambda: stark.prove(secret, rounds, memory, bar.stage("arenas")))
+                arenas.append(cost)
+                bar.step()
         del secret
         stats = memory.stats()
         protection = memory.witness.protection
