@@ -578,6 +578,7 @@ static void trim_bump_top(trim_job *job) {
 
 fa_status fa_arena_trim(fa_arena *arena, size_t keep) {
     trim_job job = {.arena = arena, .keep = keep, .status = FA_OK};
+    if (!arena->mapped) fa_bumped_retract(arena);
     lock(arena);
     if (arena->mapped) {
         fa_blocks_each_free(&arena->blocks, trim_block, &job);

@@ -128,6 +128,9 @@ void fa_bumped_free(fa_arena *arena, void *block, size_t size);
 /* In place, or FA_ERR_NOMEM if it must move. */
 fa_status fa_bumped_resize(fa_arena *arena, void *block, size_t old_size, size_t new_size);
 
+/* Gives what is left of the calling thread's chunk back to the shared cursor, if it is topmost. */
+void fa_bumped_retract(fa_arena *arena);
+
 fa_mark fa_bumped_mark(fa_arena *arena);
 
 /* The caller holds the lock. *level: of the fallback blocks that go too. */

@@ -167,6 +167,18 @@ void fa_bumped_free(fa_arena *arena, void *block, size_t size) {
     FA_SET(thread->bytes, FA_GET(thread->bytes) - size);
 }
 
+void fa_bumped_retract(fa_arena *arena) {
+    bool shared;
+    fa_thread *thread = my_thread(arena, &shared);
+    if (shared || !fa_chunk_is_current(&arena->bump, &thread->chunk)) return;
+    size_t cursor = FA_GET(thread->chunk.cursor), end = FA_GET(thread->chunk.end);
+    if (!atomic_compare_exchange_strong(&arena->bump.cursor, &(size_t){end}, cursor)) return; /* not topmost */
+    FA_SET(thread->chunk.end, cursor);
+    lock(arena);
+    FA_SET(arena->high, fa_max(FA_GET(arena->high), fa_max(FA_GET(thread->high), cursor)));
+    unlock(arena);
+}
+
 fa_status fa_bumped_resize(fa_arena *arena, void *block, size_t old_size, size_t new_size) {
     size_t offset, old_end, new_end;
     fa_thread *thread = newest_is(arena, block, old_size, &offset);
