@@ -172,11 +172,11 @@ void fa_bumped_retract(fa_arena *arena) {
     fa_thread *thread = my_thread(arena, &shared);
     if (shared || !fa_chunk_is_current(&arena->bump, &thread->chunk)) return;
     size_t cursor = FA_GET(thread->chunk.cursor), end = FA_GET(thread->chunk.end);
-    if (!atomic_compare_exchange_strong(&arena->bump.cursor, &(size_t){end}, cursor)) return; /* not topmost */
-    FA_SET(thread->chunk.end, cursor);
+    /* First what was used, then the memory: the next to take it must not believe that it is zero. */
     lock(arena);
     FA_SET(arena->high, fa_max(FA_GET(arena->high), fa_max(FA_GET(thread->high), cursor)));
     unlock(arena);
+    if (atomic_compare_exchange_strong(&arena->bump.cursor, &(size_t){end}, cursor)) FA_SET(thread->chunk.end, cursor);
 }
 
 fa_status fa_bumped_resize(fa_arena *arena, void *block, size_t old_size, size_t new_size) {
