@@ -142,10 +142,12 @@ static void handler_free(handler *freed) {
 
 static void handler_drop(PyObject *capsule) { handler_free(PyCapsule_GetPointer(capsule, NUMPY_CAPSULE_NAME)); }
 
-/* The handler in a capsule; null if it is not one of ours. */
+/* The handler in a capsule of ours. */
+static handler *handler_in(PyObject *capsule) { return PyCapsule_GetPointer(capsule, NUMPY_CAPSULE_NAME); }
+
+/* Likewise; null if the capsule is not one of ours. */
 static handler *ours(PyObject *capsule) {
-    if (PyCapsule_GetDestructor(capsule) != handler_drop) return NULL;
-    return PyCapsule_GetPointer(capsule, NUMPY_CAPSULE_NAME);
+    return PyCapsule_GetDestructor(capsule) == handler_drop ? handler_in(capsule) : NULL;
 }
 
 /* A capsule for the heap, or one that stands for `source`. Nobody is inside yet. */
@@ -267,7 +269,7 @@ static PyObject *capsule_over(PyObject *target, PyObject *outer) {
     if (!is_allocator(target)) return fresh_capsule(target);
     PyObject *capsule = own_capsule((fa_allocator *)target);
     if (!capsule) return NULL;
-    const handler *own = ours(capsule);
+    const handler *own = handler_in(capsule);
     bool free_to_use = own->entered ? own->outer == outer : !in_chain(capsule, outer);
     return free_to_use ? Py_NewRef(capsule) : fresh_capsule(target);
 }
@@ -279,9 +281,9 @@ static int enter(PyObject *target) {
     PyObject *capsule = capsule_over(target, outer);
     int failed = -1;
     if (capsule) {
-        handler_enter(ours(capsule), target, outer); /* before anything that may run Python code */
+        handler_enter(handler_in(capsule), target, outer); /* before anything that may run Python code */
         failed = make_current(capsule);
-        if (failed) handler_leave(ours(capsule));
+        if (failed) handler_leave(handler_in(capsule));
         Py_DECREF(capsule);
     }
     Py_DECREF(outer);
@@ -296,28 +298,28 @@ static int enter(PyObject *target) {
 static int rebuild(PyObject *current, PyObject *end, PyObject *bottom, fa_heap *old, fa_heap *heap) {
     if (current == end) return make_current(bottom);
     size_t depth = 0;
-    for (PyObject *link = current; link != end; link = ours(link)->outer) depth++;
+    for (PyObject *link = current; link != end; link = handler_in(link)->outer) depth++;
     PyObject **links = PyMem_Malloc(depth * sizeof *links);
     if (!links) return PyErr_NoMemory(), -1;
     size_t i = 0;
-    for (PyObject *link = current; link != end; link = ours(link)->outer) links[i++] = Py_NewRef(link);
+    for (PyObject *link = current; link != end; link = handler_in(link)->outer) links[i++] = Py_NewRef(link);
 
     PyObject *base = Py_NewRef(bottom);
     int failed = 0;
     for (i = depth; i-- > 0 && !failed;) {
-        const handler *from = ours(links[i]);
+        const handler *from = handler_in(links[i]);
         PyObject *made = handler_new(from->heap == old && heap ? heap : from->heap, from->source);
         if (!made) {
             failed = -1;
             break;
         }
-        ours(made)->lasting = from->lasting;
-        handler_enter(ours(made), from->allocator, base);
+        handler_in(made)->lasting = from->lasting;
+        handler_enter(handler_in(made), from->allocator, base);
         fa_replace(&base, made);
     }
     if (!failed) failed = make_current(base);
     if (!failed) {
-        for (i = 0; i < depth; i++) handler_leave(ours(links[i]));
+        for (i = 0; i < depth; i++) handler_leave(handler_in(links[i]));
     }
     for (i = 0; i < depth; i++) Py_DECREF(links[i]);
     PyMem_Free(links);
@@ -329,9 +331,9 @@ static int rebuild(PyObject *current, PyObject *end, PyObject *bottom, fa_heap *
 static int leave_lasting(PyObject *current, PyObject *end, PyObject *outer) {
     if (make_current(outer)) return -1;
     Py_INCREF(current);
-    while (current != end && ours(current)->outer) {
-        PyObject *next = Py_NewRef(ours(current)->outer);
-        handler_leave(ours(current));
+    while (current != end && handler_in(current)->outer) {
+        PyObject *next = Py_NewRef(handler_in(current)->outer);
+        handler_leave(handler_in(current));
         fa_replace(&current, next);
     }
     Py_DECREF(current);
@@ -405,8 +407,9 @@ int fa_numpy_replace_heap(fa_allocator *allocator, fa_heap *old, fa_heap *heap) 
     PyObject *current = get_handler();
     if (!current) return -1;
     PyObject *end = current; /* below the lowest link that is of the old heap */
-    for (PyObject *link = current; ours(link) && ours(link)->entered; link = ours(link)->outer) {
-        if (ours(link)->heap == old) end = ours(link)->outer;
+    const handler *own;
+    for (PyObject *link = current; (own = ours(link)) && own->entered; link = own->outer) {
+        if (own->heap == old) end = own->outer;
     }
     int failed = 0;
     if (end != current) {
@@ -574,22 +577,23 @@ static PyObject *set_allocator(PyObject *Py_UNUSED(module), PyObject *target) {
     PyObject *current = get_handler();
     if (!current) return NULL;
     PyObject *base = current;
-    while (ours(base) && ours(base)->lasting && ours(base)->outer) base = ours(base)->outer;
+    const handler *own;
+    while ((own = ours(base)) && own->lasting && own->outer) base = own->outer;
 
     PyObject *capsule = NULL;
-    bool in_scope = ours(base) && ours(base)->entered;
+    bool in_scope = own && own->entered;
     if (in_scope || is_allocator(target)) {
         capsule = fresh_capsule(target);
         if (capsule) {
-            ours(capsule)->lasting = true;
-            handler_enter(ours(capsule), target, base);
+            handler_in(capsule)->lasting = true;
+            handler_enter(handler_in(capsule), target, base);
         }
     } else {
         capsule = Py_NewRef(target == Py_None ? default_handler : ((other_allocator *)target)->capsule);
     }
     PyObject *before = capsule ? target_of(current) : NULL;
     if (before && make_current(capsule)) Py_CLEAR(before);
-    if (before && base != current) handler_leave(ours(current));
+    if (before && base != current) handler_leave(handler_in(current));
     Py_XDECREF(capsule);
     Py_DECREF(current);
     return before;

@@ -1,0 +1,60 @@
+# A thin face: what each target does is a few lines here, the rest is in pyproject.toml, native/ and tests/.
+# Everything happens in .venv and build/; the system needs python3 (with venv), gcc, make and git.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+SOURCES := $(shell find native/include native/src native/cmake native/CMakeLists.txt -type f) build_ffi.py examples/stark.py
+# pip, pytest and the rest come from the environment; so do cmake and ninja, which a fresh machine does not have.
+export PATH := $(BIN):$(PATH)
+
+.PHONY: demo test test-valgrind test-all bench bench-native check wheel clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo
+	fastalloc demo
+
+test: $(VENV)/.test
+	tests/asan/run tests --ignore=tests/test_native.py --ignore=tests/test_floors.py
+	pytest
+
+test-valgrind: $(VENV)/.test
+	FASTALLOC_TEST_PRESETS=debug FASTALLOC_TEST_WRAPPER="valgrind --quiet --leak-check=full --error-exitcode=99" \
+	    pytest tests/test_native.py -k test_c
+
+test-all: test test-valgrind
+
+check: $(VENV)/.dev
+	ruff check
+	ruff format --check
+	mypy
+	python tests/floors.py
+	cd native && cmake --preset release && cmake --build --preset release
+	cd native && cmake --preset analyze && cmake --build --preset analyze
+
+bench: $(VENV)/.bench
+	asv_bench/run
+
+bench-native: $(VENV)/.test
+	cd native && cmake --preset release && cmake --build --preset release --target bench
+	build/release/bench/bench --json build/bench.json
+
+wheel: $(VENV)/.made
+	pip wheel --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist asv_bench/env asv_bench/html asv_bench/results
+
+# ---- environments: made afresh when pyproject.toml changes, installed again when C sources do ------------------------
+
+$(VENV)/.made: pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	touch $@
+
+# Editable, so that `import fastalloc` works in this directory too and Python files need no reinstallation.
+$(VENV)/.demo: EXTRAS = demo
+$(VENV)/.test: EXTRAS = demo,test
+$(VENV)/.dev: EXTRAS = demo,test,dev
+$(VENV)/.bench: EXTRAS = demo,test,bench
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.made $(SOURCES)
+	pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
+	touch $@

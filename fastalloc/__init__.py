@@ -1,0 +1,102 @@
+"""fastalloc: memory for provers and other cryptographic programs.
+
+Three kinds of arenas (witness, polynomial, scratch), a small-object manager, and NumPy arrays in them:
+
+>>> import fastalloc as fa
+>>> import numpy as np
+>>> with fa.Arenas(witness="1MiB", polynomial="64MiB", scratch="16MiB") as memory:
+...     with fa.using_allocator(memory.witness):
+...         secret = np.frombuffer(bytes(64), np.uint64) * 3
+...     with memory.scratch.scope() as scratch:
+...         table = scratch.empty((1 << 10, 4), np.uint64)
+...         del table
+...     memory.witness.owns(secret)
+True
+"""
+
+from pathlib import Path
+
+from fastalloc import _binding
+from fastalloc.allocator import OtherAllocator, get_allocator, handles, secure_zero, set_allocator, using_allocator
+from fastalloc.arena import Arena, Arenas, Kind, Mark, Polynomial, Scratch, Witness
+from fastalloc.block import Block
+from fastalloc.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ClosedError,
+    CorruptionError,
+    FastallocError,
+    ForeignBlockError,
+    FreedBlockError,
+    InUseError,
+    LockError,
+    OutOfMemoryError,
+    ScopeError,
+    StaleMarkError,
+    UnsupportedError,
+)
+from fastalloc.manager import Manager
+from fastalloc.stats import ArenasStats, ArenaStats, ManagerStats, Protection, Track
+from fastalloc.units import format_size, parse_size
+
+__all__ = [
+    "Arena",
+    "ArenaStats",
+    "Arenas",
+    "ArenasStats",
+    "ArgumentError",
+    "ArgumentTypeError",
+    "Block",
+    "ClosedError",
+    "CorruptionError",
+    "FastallocError",
+    "ForeignBlockError",
+    "FreedBlockError",
+    "InUseError",
+    "Kind",
+    "LockError",
+    "Manager",
+    "ManagerStats",
+    "Mark",
+    "OtherAllocator",
+    "OutOfMemoryError",
+    "Polynomial",
+    "Protection",
+    "ScopeError",
+    "Scratch",
+    "StaleMarkError",
+    "Track",
+    "UnsupportedError",
+    "Witness",
+    "__version__",
+    "format_size",
+    "get_allocator",
+    "get_include",
+    "get_library",
+    "handles",
+    "parse_size",
+    "secure_zero",
+    "set_allocator",
+    "using_allocator",
+]
+
+__version__ = _binding.version()
+
+
+def _find(patterns: tuple[str, ...]) -> Path:
+    """The first file of the package that matches; in a developer's tree it has more than one directory."""
+    found = (path for place in __path__ for pattern in patterns for path in sorted(Path(place).glob(pattern)))
+    first = next(found, None)
+    if first is None:
+        raise FileNotFoundError(f"the package has no {patterns[0]}: was it built by CMake?")
+    return first
+
+
+def get_include() -> str:
+    """The directory with fastalloc.h and fastalloc32.h, for C programs: `cc -I$(...)`."""
+    return str(_find(("include/fastalloc.h",)).parent)
+
+
+def get_library() -> str:
+    """The shared C library, for C programs and ctypes."""
+    return str(_find(("lib/libfastalloc.so*", "lib/libfastalloc*.dylib", "lib/fastalloc*.dll")))

@@ -1,0 +1,159 @@
+"""The fields of the statistics. Generated from native/include/fastalloc.h by build_ffi.py --stubs."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaFields:
+    """A record of C, as it is."""
+
+    requested: int
+    """Bytes: asked for by the blocks that are live."""
+    used: int
+    """Bytes: taken from the capacity by live blocks, rounding and alignment included."""
+    reserved: int
+    """Bytes: address space of the region, guard pages included."""
+    resident: int
+    """Bytes: of the region in physical memory now."""
+    cached: int
+    """Bytes: freed, below the cursor and ready for reuse."""
+    peak: int
+    """Bytes: largest value of used so far."""
+    capacity: int
+    """Bytes: that blocks can take in all."""
+    fallback_bytes: int
+    """Bytes: asked for by the live blocks that came from malloc because the arena was full."""
+    live: int
+    """Blocks allocated and not yet freed or released."""
+    allocated: int
+    """Blocks allocated since creation."""
+    freed: int
+    """Blocks freed or released since creation."""
+    resets: int
+    """Resets."""
+    rewinds: int
+    """Rewinds."""
+    wipes: int
+    """Wipes of the whole arena."""
+    fallbacks: int
+    """Blocks that came from malloc because the arena was full."""
+    failures: int
+    """Allocations refused."""
+
+
+ARENA_UNITS = {
+    "requested": "bytes",
+    "used": "bytes",
+    "reserved": "bytes",
+    "resident": "bytes",
+    "cached": "bytes",
+    "peak": "bytes",
+    "capacity": "bytes",
+    "fallback_bytes": "bytes",
+    "live": "count",
+    "allocated": "count",
+    "freed": "count",
+    "resets": "count",
+    "rewinds": "count",
+    "wipes": "count",
+    "fallbacks": "count",
+    "failures": "count",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerFields:
+    """A record of C, as it is."""
+
+    requested: int
+    """Bytes: asked for by the blocks that are live."""
+    used: int
+    """Bytes: held by live blocks, rounding included."""
+    reserved: int
+    """Bytes: address space of pools, live large blocks and cache."""
+    resident: int
+    """Bytes: estimate of reserved that is in physical memory."""
+    cached: int
+    """Bytes: freed large blocks kept resident for reuse."""
+    peak: int
+    """Bytes: largest value of used so far."""
+    live: int
+    """Blocks allocated and not yet freed."""
+    allocated: int
+    """Blocks allocated since creation."""
+    freed: int
+    """Blocks freed since creation."""
+    pool_blocks: int
+    """Blocks in the pool, free and taken."""
+    pool_live: int
+    """Blocks of the pool that are live."""
+    slab_bytes: int
+    """Bytes: of slabs, made as needed for blocks that did not fit in the pool."""
+    slab_live: int
+    """Blocks of slabs that are live."""
+    fallbacks: int
+    """Blocks that did not fit in the pool and came from slabs or malloc."""
+    large: int
+    """Blocks that came from the kernel or the cache."""
+    cache_hits: int
+    """Large blocks served from the cache."""
+    moved: int
+    """Reallocations that moved pages instead of copying bytes."""
+    failures: int
+    """Allocations refused."""
+
+
+MANAGER_UNITS = {
+    "requested": "bytes",
+    "used": "bytes",
+    "reserved": "bytes",
+    "resident": "bytes",
+    "cached": "bytes",
+    "peak": "bytes",
+    "live": "count",
+    "allocated": "count",
+    "freed": "count",
+    "pool_blocks": "count",
+    "pool_live": "count",
+    "slab_bytes": "bytes",
+    "slab_live": "count",
+    "fallbacks": "count",
+    "large": "count",
+    "cache_hits": "count",
+    "moved": "count",
+    "failures": "count",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectionFields:
+    """A record of C, as it is."""
+
+    guarded: int
+    """Bytes: of inaccessible guard pages around the blocks."""
+    locked: int
+    """Bytes: locked in RAM now."""
+    lock_wanted: int
+    """Bytes: that should be locked in RAM now."""
+    lock_limit: int
+    """Bytes: that the process may lock (RLIMIT_MEMLOCK)."""
+    no_dump: int
+    """Bytes: left out of core dumps."""
+    wipe_on_fork: int
+    """Bytes: that a forked child sees as zero."""
+    transparent_huge: int
+    """Bytes: for which transparent huge pages were asked and accepted."""
+    reserved_huge: int
+    """Bytes: backed by the kernel's reserved huge pages (hugetlb)."""
+
+
+PROTECTION_UNITS = {
+    "guarded": "bytes",
+    "locked": "bytes",
+    "lock_wanted": "bytes",
+    "lock_limit": "bytes",
+    "no_dump": "bytes",
+    "wipe_on_fork": "bytes",
+    "transparent_huge": "bytes",
+    "reserved_huge": "bytes",
+}

@@ -1,0 +1,218 @@
+"""The manager: a small heap for many small objects, which zeroes every byte before it is freed."""
+
+import dataclasses
+import math
+import weakref
+from types import TracebackType
+from typing import Any, Self
+
+from fastalloc import _binding
+from fastalloc.arena import address_of, check_name
+from fastalloc.arrays import ArrayFunctions
+from fastalloc.errors import ArgumentError, ArgumentTypeError
+from fastalloc.stats import GAUGES, ManagerStats, Measure, Measured
+from fastalloc.units import Size, format_size, parse_size
+
+_MAX_BLOCK_SIZE = 64 << 10
+_MAX_AGE = (2**32 - 1) // 1000
+
+
+class Manager(_binding.ManagerBase, ArrayFunctions, Measured):
+    """malloc, calloc, realloc and free over a pool of small blocks, malloc, and a cache of large blocks.
+
+    Parameters
+    ----------
+    pool_blocks : int
+        Blocks in the pool; 0 for no pool.
+    block_size : int or str
+        Bytes in a block of the pool: a multiple of 16, at most 64 KiB.
+    large_size : int or str, optional
+        From this size on, blocks are mapped by the kernel and kept in the cache when they are freed; 64 KiB unless given.
+    cache : int or str
+        Bytes of freed large blocks that stay resident for reuse.
+    cache_age : float or None
+        Seconds after which a cached block is given back; None: never.
+    limit : int or str, optional
+        Bytes that live blocks may ask for in all, exactly.
+    name : str, optional
+        For messages.
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError
+        If an argument is out of its range or of a wrong type.
+    OutOfMemoryError
+        If there is no memory for the pool.
+
+    Notes
+    -----
+    All methods may be called by any thread at any time. Blocks are zeroed when they are freed. A manager is a context
+    manager: its end closes it.
+
+    Examples
+    --------
+    >>> import fastalloc as fa
+    >>> manager = fa.Manager()
+    >>> block = manager.malloc(32)
+    >>> memoryview(block)[:5] = b"hello"
+    >>> block = manager.realloc(block, "1KiB")
+    >>> bytes(block)[:5]
+    b'hello'
+    >>> manager.free(block)
+    """
+
+    __slots__ = ("__weakref__", "_final", "_limit", "_measure", "_name", "_remains")
+
+    _final: ManagerStats | None
+    _remains: weakref.ref[_binding.Heap] | None
+    _name: str | None
+
+    def __new__(cls, *_args: Any, **_options: Any) -> Self:
+        self = super().__new__(cls)
+        self._name, self._final, self._remains = None, None, None
+        return self
+
+    def __init__(
+        self,
+        pool_blocks: int = 8192,
+        block_size: Size = 128,
+        *,
+        large_size: Size | None = None,
+        cache: Size = "64MiB",
+        cache_age: float | None = 10.0,
+        limit: Size | None = None,
+        name: str | None = None,
+    ) -> None:
+        size = parse_size(block_size, "block_size", minimum=16, maximum=_MAX_BLOCK_SIZE)
+        if size % 16:
+            raise ArgumentError(f"block_size: {size} is not a multiple of 16")
+        options = {
+            "pool_blocks": parse_size(pool_blocks, "pool_blocks", maximum=2**40),
+            "block_size": size,
+            "large_size": None if large_size is None else parse_size(large_size, "large_size", minimum=1),
+            "cache_limit": parse_size(cache, "cache"),
+            "cache_age": _milliseconds(cache_age),
+            "limit": 0 if limit is None else parse_size(limit, "limit", minimum=1),
+        }
+        label = "manager" + ("" if name is None else f" {check_name(name)!r}")
+        if self._memory is not None:
+            msg = "__init__: the manager has been made already"
+            raise ArgumentError(msg)
+        self._name = name
+        self._limit = options["limit"] or None
+        self._measure = Measure()
+        self._adopt(_binding.create_manager(label, options))
+
+    @property
+    def name(self) -> str | None:
+        """As given."""
+        return self._name
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes that live blocks may ask for in all."""
+        return self._limit
+
+    @property
+    def used(self) -> int:
+        """Bytes held by live blocks, rounding included."""
+        return self.stats().used
+
+    @property
+    def peak(self) -> int:
+        """The largest `used` so far."""
+        return self.stats().peak
+
+    @property
+    def live(self) -> int:
+        """Blocks and arrays that are live."""
+        return self.stats().live
+
+    def stats(self) -> ManagerStats:
+        """The state of the manager, and what it has done since it was made.
+
+        After close() it goes on to tell what blocks and arrays keep of the memory, until the last of them dies.
+        """
+        heap = self._memory or (self._remains() if self._remains else None)
+        if heap is None:
+            if self._final is None:
+                heap = self._heap  # raises ClosedError: __init__ has failed
+            else:
+                return self._final
+        stats = ManagerStats(**_binding.manager_stats(heap))
+        return dataclasses.replace(stats, peak=max(stats.peak, self._measure.peak))
+
+    def owns(self, thing: object) -> bool:
+        """Whether something is a live block (or the array in one) of this manager.
+
+        Parameters
+        ----------
+        thing : array, Block, buffer, or int
+            An int is an address. It must be where a block begins: a view from the middle of an array is not known.
+
+        Raises
+        ------
+        ArgumentTypeError
+            If it is none of these.
+        ClosedError
+            If the manager is closed.
+        """
+        return _binding.manager_owns(self._heap, address_of(thing))
+
+    def trim(self, keep: Size = 0) -> None:
+        """Give cached large blocks back to the system, all but `keep` bytes of them.
+
+        Raises
+        ------
+        ArgumentError
+            If `keep` is no size.
+        ClosedError
+            If the manager is closed.
+        """
+        _binding.manager_trim(self._heap, parse_size(keep, "keep"))
+
+    def close(self) -> None:
+        """Refuse new allocations from now on, and let go of the memory. Idempotent.
+
+        Blocks and arrays that are alive stay usable, and the memory goes when the last of them dies.
+        """
+        heap = self._memory
+        if heap is None:
+            return
+        self._note_peak()
+        heap.close()
+        stats = self.stats()
+        self._final = dataclasses.replace(stats, **dict.fromkeys(GAUGES & stats.UNITS.keys(), 0))
+        self._remains = weakref.ref(heap)
+        self._release()
+
+    def __enter__(self) -> Self:
+        self._heap  # noqa: B018 - raises ClosedError
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        start = "<fastalloc.Manager" + ("" if self._name is None else f" {self._name!r}")
+        if self.closed:
+            return f"{start}, closed>"
+        stats = self.stats()
+        return f"{start}: {format_size(stats.used)} used, {stats.live:,} live, {format_size(stats.cached)} cached>"
+
+    def _restart_peak(self) -> tuple[int, int]:
+        heap = self._memory
+        return (0, 0) if heap is None else _binding.manager_restart_peak(heap)
+
+
+def _milliseconds(seconds: object) -> int:
+    """cache_age for C, where 0 is never."""
+    if seconds is None:
+        return 0
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise ArgumentTypeError(f"cache_age: expected seconds or None, not {type(seconds).__name__}")
+    if not math.isfinite(seconds) or not 0 < seconds <= _MAX_AGE:
+        raise ArgumentError(f"cache_age: {seconds} is not between 0 and {_MAX_AGE} seconds (None: never given back)")
+    return max(1, round(seconds * 1000))

@@ -1,0 +1,60 @@
+# fa_flags: what our own code is compiled and linked with. Never exported: users compile with their own flags.
+add_library(fa_flags INTERFACE)
+
+function(fa_flag_if_supported flag)
+  string(MAKE_C_IDENTIFIER "FA_HAS${flag}" known)
+  check_c_compiler_flag("${flag}" ${known})
+  if(${known})
+    target_compile_options(fa_flags INTERFACE "$<$<COMPILE_LANGUAGE:C>:${flag}>")
+  endif()
+endfunction()
+
+# Calls inside the library are direct: nothing is interposed, nothing goes through a PLT.
+set(CMAKE_C_VISIBILITY_PRESET hidden)
+foreach(flag IN ITEMS -fno-semantic-interposition -fno-plt -Werror=implicit-function-declaration)
+  fa_flag_if_supported(${flag})
+endforeach()
+
+# Link-time optimisation with gcc, whose fat objects also link where it is not used. CMake's own switch makes objects
+# that only the same compiler can read, which is no way to install an archive.
+if(CMAKE_C_COMPILER_ID STREQUAL "GNU" AND CMAKE_BUILD_TYPE STREQUAL "Release" AND NOT FA_SANITIZE AND NOT FA_ANALYZE)
+  check_c_compiler_flag("-flto=auto" FA_HAS_LTO) # gcc 10 and later
+  if(FA_HAS_LTO)
+    target_compile_options(fa_flags INTERFACE $<$<COMPILE_LANGUAGE:C>:-flto=auto> $<$<COMPILE_LANGUAGE:C>:-ffat-lto-objects>)
+    target_link_options(fa_flags INTERFACE -flto=auto)
+  endif()
+endif()
+
+if(FA_DEBUG)
+  target_compile_definitions(fa_flags INTERFACE FA_DEBUG=1)
+endif()
+
+if(FA_STRICT)
+  set(warnings
+      -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes
+      -Wold-style-definition -Wvla -Wundef -Wcast-align -Wpointer-arith -Wwrite-strings -Wformat=2 -Wdouble-promotion
+      -Wimplicit-fallthrough -Wnested-externs)
+  if(CMAKE_C_COMPILER_ID STREQUAL "GNU")
+    list(APPEND warnings -Wlogical-op -Wduplicated-cond -Wduplicated-branches -Walloca)
+  endif()
+  foreach(flag IN LISTS warnings)
+    target_compile_options(fa_flags INTERFACE "$<$<COMPILE_LANGUAGE:C>:${flag}>")
+  endforeach()
+  target_compile_options(fa_flags INTERFACE -Werror)
+endif()
+
+if(FA_ANALYZE)
+  target_compile_options(fa_flags INTERFACE -fanalyzer)
+endif()
+
+if(FA_SANITIZE STREQUAL "address")
+  set(sanitize -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+elseif(FA_SANITIZE STREQUAL "thread")
+  set(sanitize -fsanitize=thread -fno-omit-frame-pointer)
+elseif(NOT FA_SANITIZE STREQUAL "")
+  message(FATAL_ERROR "FA_SANITIZE is '${FA_SANITIZE}': it may be empty, address or thread")
+endif()
+if(FA_SANITIZE)
+  target_compile_options(fa_flags INTERFACE ${sanitize} -g -O1)
+  target_link_options(fa_flags INTERFACE ${sanitize})
+endif()

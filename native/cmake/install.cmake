@@ -1,0 +1,19 @@
+# cmake --install: headers, both libraries, pkg-config file, CMake package. All of it can be moved after installation.
+install(FILES include/fastalloc.h include/fastalloc32.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(TARGETS fastalloc_shared fastalloc_static EXPORT fastalloc
+        ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+        RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+
+set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/fastalloc)
+install(EXPORT fastalloc NAMESPACE fastalloc:: FILE fastallocTargets.cmake DESTINATION ${package_dir})
+configure_package_config_file(cmake/fastallocConfig.cmake.in fastallocConfig.cmake INSTALL_DESTINATION ${package_dir})
+write_basic_package_version_file(fastallocConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/fastallocConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/fastallocConfigVersion.cmake
+        DESTINATION ${package_dir})
+
+# The prefix as seen from lib/pkgconfig, so that the tree can be moved.
+set(pkgconfig_dir ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+file(RELATIVE_PATH pkgconfig_prefix "/prefix/${pkgconfig_dir}" "/prefix")
+string(REGEX REPLACE "/$" "" pkgconfig_prefix "${pkgconfig_prefix}")
+configure_file(cmake/fastalloc.pc.in fastalloc.pc @ONLY)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/fastalloc.pc DESTINATION ${pkgconfig_dir})

@@ -1,0 +1,36 @@
+# pip install: the cffi module with the C types of src/adapters, linked with the archive, and what a C user of the
+# installed package needs. scikit-build-core sets SKBUILD and installs from here into the wheel.
+find_package(Python 3.11 REQUIRED COMPONENTS Interpreter Development.Module)
+set(root ${CMAKE_CURRENT_SOURCE_DIR}/..)
+
+# build_ffi.py reads its definitions from the preprocessed public header.
+set(native_c ${CMAKE_CURRENT_BINARY_DIR}/_native.c)
+add_custom_command(
+  OUTPUT ${native_c}
+  COMMAND ${CMAKE_COMMAND} -E env "CC=${CMAKE_C_COMPILER}"
+          ${Python_EXECUTABLE} -m cffi.gen_src exec-python ${root}/build_ffi.py ${native_c}
+  DEPENDS ${root}/build_ffi.py include/fastalloc.h src/heap/arena.h src/heap/manager.h
+  VERBATIM)
+
+python_add_library(_native MODULE ${native_c} src/adapters/numpy.c src/adapters/python.c src/adapters/python_block.c
+                   src/adapters/python_heap.c)
+target_compile_definitions(_native PRIVATE Py_LIMITED_API=0x030B0000)
+target_include_directories(_native PRIVATE src)
+target_link_libraries(_native PRIVATE fastalloc_static fa_flags)
+# cffi's generated code is not written to our warnings.
+set_source_files_properties(${native_c} PROPERTIES COMPILE_OPTIONS "-w")
+set_target_properties(_native PROPERTIES PREFIX "" OUTPUT_NAME _native SUFFIX .abi3.so)
+
+# Only PyInit__native is exported: what the module takes from the archive stays inside, called without a PLT.
+if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
+  target_link_options(_native PRIVATE -Wl,--exclude-libs,ALL)
+endif()
+
+install(TARGETS _native DESTINATION fastalloc)
+# A wheel holds no symbolic links: two names for the shared library, not three copies.
+set_target_properties(fastalloc_shared PROPERTIES VERSION ${PROJECT_VERSION_MAJOR})
+install(TARGETS fastalloc_shared fastalloc_static ARCHIVE DESTINATION fastalloc/lib LIBRARY DESTINATION fastalloc/lib)
+install(FILES include/fastalloc.h include/fastalloc32.h DESTINATION fastalloc/include)
+install(FILES ${root}/examples/stark.py DESTINATION fastalloc/examples)
+file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/__init__.py "\"\"\"Programs of the examples/ directory, importable.\"\"\"\n")
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/__init__.py DESTINATION fastalloc/examples)

@@ -1,0 +1,259 @@
+/*
+ * arena_threads_test.c - one arena, many threads: disjoint blocks, chunks that go stale at a reset, frees on any thread
+ *
+ * Worth most under ThreadSanitizer.
+ */
+#include <pthread.h>
+
+#include "heap/arena.h"
+#include "support.h"
+
+#define THREADS 8
+
+typedef struct gate { /* a barrier that exists on every platform with pthreads */
+    pthread_mutex_t lock;
+    pthread_cond_t opened;
+    size_t waiting, rounds;
+} gate;
+
+static void gate_pass(gate *self) {
+    pthread_mutex_lock(&self->lock);
+    const size_t round = self->rounds;
+    if (++self->waiting == THREADS) {
+        self->waiting = 0;
+        self->rounds++;
+        pthread_cond_broadcast(&self->opened);
+    } else {
+        while (self->rounds == round) pthread_cond_wait(&self->opened, &self->lock);
+    }
+    pthread_mutex_unlock(&self->lock);
+}
+
+typedef struct team {
+    fa_arena *arena;
+    gate gate;
+    fa_arena_kind kind;
+} team;
+
+typedef struct worker {
+    team *team;
+    size_t index;
+    uint64_t errors;
+} worker;
+
+/* Runs `work` on all threads and returns the sum of their errors. */
+static uint64_t run_team(fa_arena *arena, fa_arena_kind kind, void *(*work)(void *)) {
+    team all = {.arena = arena, .kind = kind};
+    pthread_mutex_init(&all.gate.lock, NULL);
+    pthread_cond_init(&all.gate.opened, NULL);
+    pthread_t threads[THREADS];
+    worker workers[THREADS];
+    for (size_t i = 0; i < THREADS; i++) {
+        workers[i] = (worker){&all, i, 0};
+        CHECK(pthread_create(&threads[i], NULL, work, &workers[i]) == 0);
+    }
+    uint64_t errors = 0;
+    for (size_t i = 0; i < THREADS; i++) {
+        pthread_join(threads[i], NULL);
+        errors += workers[i].errors;
+    }
+    pthread_mutex_destroy(&all.gate.lock);
+    pthread_cond_destroy(&all.gate.opened);
+    return errors;
+}
+
+#define BLOCKS 400
+
+static void *fill_and_verify(void *argument) {
+    worker *self = argument;
+    random_source random = {self->index};
+    unsigned char *blocks[BLOCKS];
+    size_t sizes[BLOCKS];
+    for (size_t round = 0; round < 10; round++) {
+        for (size_t i = 0; i < BLOCKS; i++) {
+            sizes[i] = random_below(&random, i % 40 == 0 ? 20000 : 200);
+            blocks[i] = i % 5 == 0 ? fa_arena_alloc_zeroed(self->team->arena, sizes[i], 0)
+                                   : fa_arena_alloc(self->team->arena, sizes[i], 0);
+            if (blocks[i] == NULL) {
+                self->errors++;
+                sizes[i] = 0;
+                continue;
+            }
+            if (i % 5 == 0 && !is_zero(blocks[i], sizes[i])) self->errors++;
+            fill(blocks[i], sizes[i], self->index * BLOCKS + i);
+        }
+        for (size_t i = 0; i < BLOCKS; i++) {
+            if (!is_filled(blocks[i], sizes[i], self->index * BLOCKS + i)) self->errors++;
+        }
+        gate_pass(&self->team->gate);
+        if (self->index == round % THREADS && fa_arena_reset(self->team->arena) != FA_OK) self->errors++;
+        gate_pass(&self->team->gate);
+    }
+    return NULL;
+}
+
+TEST(threads_get_disjoint_blocks_and_resets_make_chunks_stale) {
+    FOR_EACH_KIND(kind) {
+        fa_arena *arena = new_arena(kind, 32 * MIB);
+        CHECK(run_team(arena, kind, fill_and_verify) == 0);
+        const fa_arena_stats stats = arena_stats(arena);
+        CHECK(stats.live == 0 && stats.resets == 10 && stats.allocated == 10 * THREADS * BLOCKS);
+        CHECK(fa_arena_is_valid(arena));
+        fa_arena_destroy(arena);
+    }
+}
+
+static void *churn(void *argument) {
+    worker *self = argument;
+    random_source random = {100 + self->index};
+    unsigned char *blocks[32] = {NULL};
+    size_t sizes[32] = {0};
+    for (size_t step = 0; step < 3000; step++) {
+        const size_t slot = random_below(&random, 32);
+        if (blocks[slot] != NULL && !is_filled(blocks[slot], sizes[slot], slot)) self->errors++;
+        if (step % 4 == 0 && blocks[slot] != NULL) {
+            const size_t size = random_below(&random, 3000);
+            unsigned char *moved = fa_arena_realloc(self->team->arena, blocks[slot], sizes[slot], size, 0);
+            if (moved == NULL) {
+                self->errors++;
+                continue;
+            }
+            if (!is_filled(moved, size < sizes[slot] ? size : sizes[slot], slot)) self->errors++;
+            blocks[slot] = moved;
+            sizes[slot] = size;
+        } else {
+            fa_arena_free(self->team->arena, blocks[slot], sizes[slot]);
+            sizes[slot] = random_below(&random, 2000);
+            blocks[slot] = fa_arena_alloc(self->team->arena, sizes[slot], 0);
+            if (blocks[slot] == NULL) {
+                self->errors++;
+                sizes[slot] = 0;
+                continue;
+            }
+        }
+        fill(blocks[slot], sizes[slot], slot);
+        if (step % 200 == 0) {
+            fa_arena_stats stats;
+            if (fa_arena_get_stats(self->team->arena, &stats) != FA_OK || stats.live == 0) self->errors++;
+            if (fa_arena_trim(self->team->arena, 64 * KIB) != FA_OK) self->errors++;
+        }
+    }
+    for (size_t i = 0; i < 32; i++) fa_arena_free(self->team->arena, blocks[i], sizes[i]);
+    return NULL;
+}
+
+TEST(threads_free_and_reuse_in_any_order) {
+    FOR_EACH_KIND(kind) {
+        fa_arena_options options = arena_options(kind, 32 * MIB);
+        options.flags = FA_TRACKED;
+        options.on_full = FA_FULL_FAIL;
+        fa_arena *arena = arena_with(&options);
+        CHECK(run_team(arena, kind, churn) == 0);
+        CHECK(arena_stats(arena).live == 0 && arena_stats(arena).used == 0);
+        CHECK(fa_arena_is_valid(arena));
+        fa_arena_destroy(arena);
+    }
+}
+
+TEST(threads_free_and_reuse_in_an_untracked_arena) {
+    fa_arena *arena = new_arena(FA_POLYNOMIAL, 32 * MIB);
+    CHECK(run_team(arena, FA_POLYNOMIAL, churn) == 0);
+    CHECK(arena_stats(arena).live == 0 && fa_arena_is_valid(arena));
+    fa_arena_destroy(arena);
+    arena = new_arena(FA_SCRATCH, 512 * MIB); /* keeps what is not freed in stack order */
+    CHECK(run_team(arena, FA_SCRATCH, churn) == 0);
+    CHECK(fa_arena_is_valid(arena));
+    fa_arena_destroy(arena);
+}
+
+static void *overflow(void *argument) {
+    worker *self = argument;
+    for (size_t i = 0; i < 2000; i++) {
+        unsigned char *block = fa_arena_alloc(self->team->arena, 100, 0);
+        if (block == NULL) {
+            self->errors++; /* the arena falls back, so this is malloc failing */
+            continue;
+        }
+        fill(block, 100, self->index);
+        if (i % 3 == 0) fa_arena_free(self->team->arena, block, 100);
+    }
+    return NULL;
+}
+
+TEST(threads_overflow_into_the_fallback_together) {
+    const fa_arena_kind kinds[] = {FA_POLYNOMIAL, FA_SCRATCH};
+    for (size_t i = 0; i < 2; i++) {
+        const fa_arena_options options = arena_options(kinds[i], 256 * KIB);
+        fa_arena *arena = arena_with(&options);
+        CHECK(run_team(arena, kinds[i], overflow) == 0);
+        const fa_arena_stats stats = arena_stats(arena);
+        CHECK(stats.fallbacks > 0 && stats.allocated == 2000 * THREADS && stats.failures == 0);
+        CHECK(fa_arena_is_valid(arena));
+        CHECK(fa_arena_reset(arena) == FA_OK && arena_stats(arena).fallback_bytes == 0);
+        fa_arena_destroy(arena);
+    }
+}
+
+static void *exhaust(void *argument) {
+    worker *self = argument;
+    for (;;) {
+        unsigned char *block = fa_arena_alloc(self->team->arena, 1000, 0);
+        if (block == NULL) return NULL;
+        fill(block, 1000, self->index);
+    }
+}
+
+TEST(threads_exhaust_an_arena_without_waste) {
+    FOR_EACH_KIND(kind) {
+        fa_arena *arena = new_arena(kind, 16 * MIB);
+        CHECK(run_team(arena, kind, exhaust) == 0);
+        const fa_arena_stats stats = arena_stats(arena);
+        CHECK(stats.failures == THREADS);
+        CHECK(stats.allocated >= (16 * MIB - THREADS * MIB) / 1024); /* a chunk per thread may be left over, not more */
+        CHECK(fa_arena_reset(arena) == FA_OK);
+        CHECK(fa_arena_alloc(arena, 16 * MIB, 0) != NULL);
+        fa_arena_destroy(arena);
+    }
+}
+
+TEST(one_thread_after_another_sees_one_layout) {
+    fa_arena *arena = new_arena(FA_SCRATCH, MIB);
+    unsigned char *first = fa_arena_alloc(arena, 100, 0);
+    CHECK(fa_arena_reset(arena) == FA_OK);
+    CHECK(run_team(arena, FA_SCRATCH, fill_and_verify) != UINT64_MAX); /* chunks of threads that are gone */
+    CHECK(fa_arena_reset(arena) == FA_OK);
+    CHECK(fa_arena_alloc(arena, 100, 0) == first);
+    CHECK(fa_arena_alloc(arena, MIB / 2, 0) != NULL);
+    CHECK(fa_arena_is_valid(arena));
+    fa_arena_destroy(arena);
+}
+
+typedef struct lone_worker {
+    fa_arena *arena;
+    void *block;
+} lone_worker;
+
+static void *allocate_once(void *argument) {
+    lone_worker *self = argument;
+    self->block = fa_arena_alloc(self->arena, 100, 0);
+    return NULL;
+}
+
+TEST(threads_and_arenas_come_and_go) {
+    for (size_t round = 0; round < 200; round++) {
+        fa_arena *arenas[4];
+        for (size_t i = 0; i < 4; i++) arenas[i] = new_arena(FA_SCRATCH, MIB);
+        for (size_t i = 0; i < 4; i++) {
+            lone_worker other = {arenas[i], NULL};
+            pthread_t thread;
+            void *mine = fa_arena_alloc(arenas[i], 100, 0);
+            CHECK(pthread_create(&thread, NULL, allocate_once, &other) == 0);
+            pthread_join(thread, NULL);
+            CHECK(mine != NULL && other.block != NULL && mine != other.block);
+            CHECK(arena_stats(arenas[i]).live == 2);
+        }
+        for (size_t i = 0; i < 4; i++) fa_arena_destroy(arenas[(i + round) % 4]);
+    }
+}
+
+int main(int argc, char **argv) { return tap_main(argc, argv); }

@@ -1,0 +1,339 @@
+/*
+ * os_fault_test.c - every call to the operating system fails once: each ends in a documented error, and nothing is lost
+ *
+ * The instance passed in the options counts what it does and fails the n-th call of one kind. For every kind and every
+ * n a scenario runs to its end; what was reserved must have been released, and what was allocated freed.
+ */
+#include <pthread.h>
+#include <stddef.h>
+
+#include "heap/arena.h"
+#include "heap/manager.h"
+#include "os/os.h"
+#include "support.h"
+
+typedef enum call {
+    RESERVE, MAP_HUGE, COMMIT, DECOMMIT, REMAP, LOCK, UNLOCK, NO_DUMP, WIPE_ON_FORK, ADVISE_HUGE, RESIDENT, HEAP_ALLOC,
+    CALLS
+} call;
+
+static const char *const call_names[CALLS] = {"reserve", "map_huge", "commit", "decommit", "remap", "lock", "unlock",
+                                              "no_dump", "wipe_on_fork", "advise_huge", "resident", "heap_alloc"};
+
+static struct {
+    call kind;         /* the kind that fails */
+    int after;         /* how many of it succeed first; < 0: none fails */
+    int count[CALLS];
+    ptrdiff_t mapped;  /* bytes reserved and not released */
+    ptrdiff_t blocks;  /* of the C heap */
+    bool failed;
+    bool for_ever;     /* not once, but from then on */
+} fault;
+
+static const fa_os *real;
+
+static bool fails(call kind) {
+    const int number = fault.count[kind]++;
+    if (fault.after < 0 || fault.kind != kind) return false;
+    if (number != fault.after && !(fault.for_ever && number > fault.after)) return false;
+    fault.failed = true;
+    return true;
+}
+
+static int f_reserve(size_t size, size_t alignment, void **address) {
+    if (fails(RESERVE)) return ENOMEM;
+    const int error = real->reserve(size, alignment, address);
+    if (error == 0) fault.mapped += (ptrdiff_t)size;
+    return error;
+}
+static int f_map_huge(size_t size, size_t huge_size, void **address) {
+    if (fails(MAP_HUGE)) return ENOMEM;
+    const int error = real->map_huge(size, huge_size, address);
+    if (error == 0) fault.mapped += (ptrdiff_t)size;
+    return error;
+}
+static int f_release(void *address, size_t size) {
+    const int error = real->release(address, size);
+    if (error == 0) fault.mapped -= (ptrdiff_t)size;
+    return error;
+}
+static int f_remap(void *address, size_t old_size, size_t new_size, void **moved) {
+    if (fails(REMAP)) return ENOMEM;
+    const int error = real->remap(address, old_size, new_size, moved);
+    if (error == 0) fault.mapped += (ptrdiff_t)new_size - (ptrdiff_t)old_size;
+    return error;
+}
+static int f_commit(void *address, size_t size) { return fails(COMMIT) ? ENOMEM : real->commit(address, size); }
+static int f_decommit(void *address, size_t size) { return fails(DECOMMIT) ? EINVAL : real->decommit(address, size); }
+static int f_lock(void *address, size_t size) { return fails(LOCK) ? ENOMEM : real->lock(address, size); }
+static int f_unlock(void *address, size_t size) { return fails(UNLOCK) ? ENOMEM : real->unlock(address, size); }
+static int f_no_dump(void *address, size_t size) { return fails(NO_DUMP) ? EINVAL : real->no_dump(address, size); }
+static int f_wipe_on_fork(void *address, size_t size) {
+    return fails(WIPE_ON_FORK) ? EINVAL : real->wipe_on_fork(address, size);
+}
+static int f_advise_huge(void *address, size_t size) {
+    return fails(ADVISE_HUGE) ? EINVAL : real->advise_huge(address, size);
+}
+static int f_resident(void *address, size_t size, uint64_t *bytes) {
+    return fails(RESIDENT) ? EAGAIN : real->resident(address, size, bytes);
+}
+static void *f_heap_alloc(size_t size, size_t alignment) {
+    if (fails(HEAP_ALLOC)) return NULL;
+    void *block = real->heap_alloc(size, alignment);
+    fault.blocks += block != NULL;
+    return block;
+}
+static void f_heap_free(void *block) {
+    fault.blocks -= block != NULL;
+    real->heap_free(block);
+}
+
+static fa_os faulty_os(bool lazy_commit) {
+    real = fa_os_platform();
+    fa_os os = *real;
+    os.name = "faulty";
+    os.lazy_commit = lazy_commit;
+    os.reserve = f_reserve;
+    os.map_huge = f_map_huge;
+    os.release = f_release;
+    os.commit = f_commit;
+    os.decommit = f_decommit;
+    os.remap = f_remap;
+    os.lock = f_lock;
+    os.unlock = f_unlock;
+    os.no_dump = f_no_dump;
+    os.wipe_on_fork = f_wipe_on_fork;
+    os.advise_huge = f_advise_huge;
+    os.resident = f_resident;
+    os.heap_alloc = f_heap_alloc;
+    os.heap_free = f_heap_free;
+    return os;
+}
+
+typedef void scenario(const fa_os *os);
+
+/* One thread has no races: under ThreadSanitizer, which is slow, a few of the faults are enough. */
+#define NEXT_FAULT (UNDER_TSAN ? 17 : 1)
+
+/* Runs the scenario with the n-th call of each kind failing, once and for ever, for every n until none is left. */
+static void run_with_every_fault(scenario *run, bool lazy_commit) {
+    const fa_os os = faulty_os(lazy_commit);
+    memset(&fault, 0, sizeof fault);
+    fault.after = -1;
+    run(&os);
+    CHECK(fault.mapped == 0 && fault.blocks == 0);
+    for (int kind = 0; kind < CALLS; kind++) {
+        for (int for_ever = 0; for_ever < 2; for_ever++) {
+            for (int after = 0; after < 400; after += NEXT_FAULT) {
+                memset(&fault, 0, sizeof fault);
+                fault.kind = (call)kind;
+                fault.after = after;
+                fault.for_ever = for_ever != 0;
+                run(&os);
+                if (fault.mapped != 0 || fault.blocks != 0) {
+                    printf("# %s number %d failing%s: %td bytes mapped and %td blocks were lost\n", call_names[kind],
+                           after + 1, for_ever ? " for ever" : "", fault.mapped, fault.blocks);
+                }
+                CHECK(fault.mapped == 0 && fault.blocks == 0);
+                if (!fault.failed) break;
+            }
+        }
+    }
+}
+
+/* ---- arenas ------------------------------------------------------------------------------------------------------ */
+
+static void use_arena(const fa_os *os, fa_arena_kind kind, unsigned flags, fa_want want) {
+    fa_arena_options options = arena_options(kind, 256 * KIB);
+    options.os = os;
+    options.flags = flags;
+    options.lock = want;
+    options.guard_pages = options.no_dump = options.wipe_on_fork = want;
+    options.huge_pages = kind == FA_POLYNOMIAL ? FA_HUGE_TLB_2M : FA_HUGE_OFF;
+    if (kind == FA_POLYNOMIAL) options.guard_pages = FA_TRY;
+    fa_status status = FA_OK;
+    fa_arena *arena = fa_arena_create(&options, &status);
+    if (arena == NULL) {
+        CHECK(fault.failed);
+        CHECK(status == FA_ERR_NOMEM || status == FA_ERR_LOCK || status == FA_ERR_UNSUPPORTED);
+        return;
+    }
+    CHECK(status == FA_OK);
+    unsigned char *blocks[40];
+    size_t sizes[40], live = 0;
+    for (size_t i = 0; i < 40; i++) {
+        sizes[i] = i % 10 == 9 ? 150 * KIB : 1000 * i;
+        blocks[i] = fa_arena_alloc(arena, sizes[i], 0);
+        if (blocks[i] != NULL) fill(blocks[i], sizes[i], i);
+        live += blocks[i] != NULL;
+        CHECK(fa_arena_is_valid(arena));
+        CHECK(arena_stats(arena).live == live || (kind == FA_SCRATCH && flags == 0)); /* there, what moved is still counted */
+        if (i % 3 == 2 && blocks[i - 1] != NULL) {
+            unsigned char *moved = fa_arena_realloc(arena, blocks[i - 1], sizes[i - 1], 2 * sizes[i - 1], 0);
+            if (moved != NULL) {
+                blocks[i - 1] = moved;
+                sizes[i - 1] *= 2;
+                CHECK(is_filled(moved, sizes[i - 1] / 2, i - 1));
+                fill(moved, sizes[i - 1], i - 1);
+            }
+            CHECK(is_filled(blocks[i - 1], sizes[i - 1], i - 1));
+        }
+    }
+    for (size_t i = 0; i < 40; i++) {
+        if (blocks[i] == NULL) continue;
+        CHECK(is_filled(blocks[i], sizes[i], i));
+        fa_arena_free(arena, blocks[i], sizes[i]);
+        if (i % 8 == 0) {
+            status = fa_arena_trim(arena, 0);
+            CHECK(status == FA_OK || fault.failed);
+            CHECK(fa_arena_is_valid(arena));
+        }
+    }
+    CHECK(arena_stats(arena).live == 0 || (kind == FA_SCRATCH && flags == 0));
+    CHECK(fa_arena_reset(arena) == FA_OK);
+    unsigned char *zeroed = fa_arena_alloc_zeroed(arena, 5000, 0);
+    CHECK(zeroed == NULL ? fault.failed : is_zero(zeroed, 5000));
+    CHECK(fa_arena_is_valid(arena));
+    fa_arena_destroy(arena);
+}
+
+#define ARENA_SCENARIO(name, kind, flags, want)                                                                        \
+    static void name##_scenario(const fa_os *os) { use_arena(os, kind, flags, want); }                                 \
+    TEST(name##_survives_every_fault) { run_with_every_fault(name##_scenario, true); }                                 \
+    TEST(name##_survives_every_fault_where_commits_cost) { run_with_every_fault(name##_scenario, false); }
+
+ARENA_SCENARIO(a_witness_arena_that_tries, FA_WITNESS, 0, FA_TRY)
+ARENA_SCENARIO(a_witness_arena_that_requires, FA_WITNESS, FA_TRACKED, FA_REQUIRE)
+ARENA_SCENARIO(a_polynomial_arena, FA_POLYNOMIAL, 0, FA_OFF)
+ARENA_SCENARIO(a_tracked_polynomial_arena, FA_POLYNOMIAL, FA_TRACKED, FA_TRY)
+ARENA_SCENARIO(a_scratch_arena, FA_SCRATCH, 0, FA_OFF)
+ARENA_SCENARIO(a_tracked_scratch_arena, FA_SCRATCH, FA_TRACKED, FA_OFF)
+
+static void scopes_scenario(const fa_os *os) {
+    fa_arena_options options = arena_options(FA_SCRATCH, 64 * KIB);
+    options.os = os;
+    options.flags = FA_TRACKED;
+    fa_arena *arena = fa_arena_create(&options, NULL);
+    if (arena == NULL) return;
+    fa_mark scopes[100];
+    void *blocks[100];
+    for (size_t i = 0; i < 100; i++) {
+        scopes[i] = fa_arena_scope_enter(arena);
+        blocks[i] = fa_arena_alloc(arena, 2000, 0);
+        CHECK(fa_arena_is_valid(arena));
+    }
+    for (size_t i = 0; i < 100; i++) {
+        uint64_t live = 0, bytes = 0;
+        const fa_status status = fa_arena_scope_leave(arena, scopes[i], &live, &bytes);
+        CHECK(status == FA_OK || status == FA_ERR_BUSY || (status == FA_ERR_STALE && fault.failed));
+        fa_arena_free(arena, blocks[i], 2000);
+        CHECK(fa_arena_is_valid(arena));
+    }
+    CHECK(arena_stats(arena).live == 0);
+    fa_arena_destroy(arena);
+}
+
+TEST(scopes_survive_every_fault) { run_with_every_fault(scopes_scenario, true); }
+
+/* ---- managers ---------------------------------------------------------------------------------------------------- */
+
+static void manager_scenario(const fa_os *os) {
+    static const size_t sizes[] = {32, 128, 1000, 70 * KIB, 300 * KIB, 2 * MIB, 100, 20000};
+    enum { COUNT = 24 };
+    fa_manager_options options;
+    fa_manager_options_init(&options);
+    options.os = os;
+    options.pool_blocks = 4;
+    options.cache_limit = MIB;
+    options.flags = FA_LOCKED;
+    fa_status status = FA_OK;
+    fa_manager *manager = fa_manager_create(&options, &status);
+    if (manager == NULL) {
+        CHECK(fault.failed && status == FA_ERR_NOMEM);
+        return;
+    }
+    unsigned char *blocks[COUNT];
+    size_t held[COUNT], live = 0;
+    for (size_t round = 0; round < 2; round++) {
+        for (size_t i = 0; i < COUNT; i++) {
+            held[i] = sizes[(i + round) % 8];
+            blocks[i] = i % 5 == 0   ? fa_calloc(manager, 1, held[i])
+                        : i % 7 == 0 ? fa_aligned_alloc(manager, 4096, held[i])
+                                     : fa_malloc(manager, held[i]);
+            CHECK(blocks[i] != NULL || fault.failed);
+            if (blocks[i] != NULL) fill(blocks[i], held[i], i);
+            live += blocks[i] != NULL;
+            CHECK(fa_manager_is_valid(manager) && manager_stats(manager).live == live);
+        }
+        for (size_t i = 0; i < COUNT; i++) {
+            if (blocks[i] == NULL) continue;
+            const size_t size = sizes[(i * 5 + 3) % 8];
+            unsigned char *moved = fa_realloc(manager, blocks[i], size);
+            CHECK(moved != NULL || fault.failed);
+            if (moved != NULL) {
+                CHECK(is_filled(moved, size < held[i] ? size : held[i], i));
+                blocks[i] = moved;
+                held[i] = size;
+                fill(moved, size, i);
+            }
+            CHECK(is_filled(blocks[i], held[i], i) && fa_manager_is_valid(manager));
+        }
+        for (size_t i = 0; i < COUNT; i++) {
+            if (blocks[i] == NULL) continue;
+            CHECK(is_filled(blocks[i], held[i], i));
+            if (round == 1 && i % 2 == 0) continue; /* left to destroy */
+            fa_free(manager, blocks[i]);
+            live--;
+        }
+        CHECK(manager_stats(manager).live == live);
+        status = fa_manager_trim(manager, 100 * KIB);
+        CHECK(status == FA_OK || fault.failed);
+    }
+    fa_manager_destroy(manager);
+}
+
+TEST(a_manager_survives_every_fault) { run_with_every_fault(manager_scenario, true); }
+TEST(a_manager_survives_every_fault_where_commits_cost) { run_with_every_fault(manager_scenario, false); }
+
+/* ---- how often the system is asked: rows that speed could lose silently --------------------------------------------- */
+
+TEST(a_reset_asks_the_system_for_nothing) {
+    const fa_os os = faulty_os(true);
+    FOR_EACH_KIND(kind) {
+        memset(&fault, 0, sizeof fault);
+        fault.after = -1;
+        fa_arena_options options = arena_options(kind, 4 * MIB);
+        options.os = &os;
+        fa_arena *arena = arena_with(&options);
+        for (size_t round = 0; round < 10; round++) {
+            for (size_t i = 0; i < 1000; i++) CHECK(fa_arena_alloc(arena, 1000, 0) != NULL);
+            if (round == 0) memset(fault.count, 0, sizeof fault.count);
+            CHECK(fa_arena_reset(arena) == FA_OK);
+        }
+        for (int kind_of_call = 0; kind_of_call < CALLS; kind_of_call++) {
+            if (kind_of_call == HEAP_ALLOC && kind == FA_WITNESS) continue; /* its block map may grow */
+            CHECK(fault.count[kind_of_call] == 0);
+        }
+        fa_arena_destroy(arena);
+    }
+}
+
+TEST(a_warm_manager_asks_the_system_for_nothing) {
+    const fa_os os = faulty_os(true);
+    memset(&fault, 0, sizeof fault);
+    fault.after = -1;
+    fa_manager_options options;
+    fa_manager_options_init(&options);
+    options.os = &os;
+    fa_manager *manager = manager_with(&options);
+    for (size_t round = 0; round < 10; round++) {
+        for (size_t size = 16; size <= 8 * MIB; size *= 2) {
+            if (size <= 128 || size >= 64 * KIB) fa_free(manager, fa_malloc(manager, size));
+        }
+        if (round == 0) memset(fault.count, 0, sizeof fault.count);
+    }
+    for (int kind = 0; kind < CALLS; kind++) CHECK(fault.count[kind] == 0);
+    fa_manager_destroy(manager);
+}
+
+int main(int argc, char **argv) { return tap_main(argc, argv); }
