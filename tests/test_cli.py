@@ -19,7 +19,7 @@ def pattern_file(tmp_path):
     path = tmp_path / "pattern"
     program = "import secrets, sys; open(sys.argv[1], 'wb').write(secrets.token_bytes(32))"
     subprocess.run([sys.executable, "-c", program, str(path)], check=True)
-    return str(path)
+    return path
 
 
 def test_a_secret_that_was_never_read_is_nowhere(pattern_file):
@@ -37,7 +37,7 @@ def test_a_copy_is_found_where_it_lies(pattern_file, piece):
 
 def test_a_copy_across_two_windows_of_the_search_is_found(pattern_file):
     room = np.zeros(3 << 20, np.uint8)
-    with open(pattern_file, "rb", buffering=0) as file:
+    with pattern_file.open("rb", buffering=0) as file:
         # Wherever the mapping begins, one of these is cut by a boundary of a mebibyte (plus the mapping's offset).
         page = -room.ctypes.data % 4096
         places = range(page + 4096 - 8, len(room) - 32, 4096)
@@ -61,7 +61,7 @@ def test_patterns_must_be_whole_pieces(tmp_path):
     path = tmp_path / "odd"
     path.write_bytes(b"x" * 17)
     with pytest.raises(ValueError, match="17 bytes are not a multiple of 16"):
-        find_copies(str(path))
+        find_copies(path)
 
 
 def run(*arguments):

@@ -4,13 +4,10 @@ The proof on plain NumPy runs in a process of its own (`serve`), because it leav
 memory, and this process is searched for such copies at the end. The two take turns, so that both see the same machine.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import importlib
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -36,7 +33,9 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser("demo", help="prove and verify a STARK on plain NumPy and in arenas, and compare")
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="a power of two (default: %(default)s)")
-    parser.add_argument("--proofs", type=int, default=PROOFS, metavar="K", help="warm proofs each (default: %(default)s)")
+    parser.add_argument(
+        "--proofs", type=int, default=PROOFS, metavar="K", help="warm proofs each (default: %(default)s)"
+    )
     parser.add_argument("--secret-file", metavar="F", help="32 bytes of secret (default: a new one, then deleted)")
     parser.set_defaults(run=_run)
 
@@ -69,9 +68,9 @@ def serve(secret_file: str, patterns_file: str, rounds: int) -> None:
     """Prove once for each line on stdin; answer with lines of JSON. Leave what to search for in `patterns_file`."""
     stark = _stark()
     secret = stark.read_secret(secret_file)
-    descriptor = os.open(patterns_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(Path(secret_file).read_bytes() + secret.tobytes() + secret.astype("<u8").tobytes())
+    patterns = Path(patterns_file)
+    patterns.touch(0o600, exist_ok=False)
+    patterns.write_bytes(Path(secret_file).read_bytes() + secret.tobytes() + secret.astype("<u8").tobytes())
 
     def say(**message: Any) -> None:
         print(json.dumps(message), flush=True)
@@ -82,12 +81,13 @@ def serve(secret_file: str, patterns_file: str, rounds: int) -> None:
 
 
 @contextmanager
-def _plain_prover(secret_file: str, patterns_file: str, rounds: int) -> Iterator[Callable[[Progress], _Proof]]:
+def _plain_prover(secret_file: Path, patterns_file: Path, rounds: int) -> Iterator[Callable[[Progress], _Proof]]:
     program = "import sys; from fastalloc.cli.demo import serve; serve(*sys.argv[1:3], int(sys.argv[3]))"
-    command = [sys.executable, "-P", "-c", program, secret_file, patterns_file, str(rounds)]
+    command = [sys.executable, "-P", "-c", program, str(secret_file), str(patterns_file), str(rounds)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None
         stdin, stdout = process.stdin, process.stdout
+        if stdin is None or stdout is None:  # never: both were asked for
+            raise ChildProcessError
 
         def prove(progress: Progress) -> _Proof:
             stdin.write("prove\n")
@@ -106,10 +106,10 @@ def _plain_prover(secret_file: str, patterns_file: str, rounds: int) -> Iterator
 # --- The demo ----------------------------------------------------------------------------------------------------
 
 
-def _make_secret(path: str) -> None:
+def _make_secret(path: Path) -> None:
     """Write 32 random bytes, in a process of its own: here they would be a Python object."""
     program = "import os, secrets, sys; os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "
-    subprocess.run([sys.executable, "-c", program + "secrets.token_bytes(32))", path], check=True)
+    subprocess.run([sys.executable, "-c", program + "secrets.token_bytes(32))", str(path)], check=True)
 
 
 class _Bar:
@@ -137,29 +137,33 @@ class _Bar:
 def _run(options: argparse.Namespace) -> int:
     if options.proofs < 1:
         raise ValueError(f"--proofs must be at least 1, not {options.proofs}")
-    with tempfile.TemporaryDirectory(prefix="fastalloc-") as directory:
-        secret_file = options.secret_file or os.path.join(directory, "secret")
+    with tempfile.TemporaryDirectory(prefix="fastalloc-") as name:
+        directory = Path(name)
+        secret_file = Path(options.secret_file) if options.secret_file else directory / "secret"
         if not options.secret_file:
             _make_secret(secret_file)
-        return _compare(secret_file, os.path.join(directory, "patterns"), options.rounds, options.proofs)
+        return _compare(secret_file, directory / "patterns", options.rounds, options.proofs)
 
 
-def _compare(secret_file: str, patterns_file: str, rounds: int, proofs: int) -> int:
+def _compare(secret_file: Path, patterns_file: Path, rounds: int, proofs: int) -> int:
     stark = _stark()
     bar = _Bar(2 * (proofs + 1))
     plain: list[_Proof] = []
     arenas: list[_Proof] = []
     with fa.Arenas(**stark.arena_sizes(rounds)) as memory:
-        secret = stark.read_secret(secret_file, memory)
-        public = stark.public_output(secret, rounds, memory)
+
+        def prove_in_arenas(progress: Progress) -> tuple[_Proof, bytes]:
+            secret = stark.read_secret(str(secret_file), memory)
+            return _measure(lambda: stark.prove(secret, rounds, memory, progress))
+
+        public = stark.public_output(stark.read_secret(str(secret_file), memory), rounds, memory)
         with _plain_prover(secret_file, patterns_file, rounds) as prove_plain:
             for _ in range(proofs + 1):  # the first of each warms up: compilation, and memory never touched before
                 plain.append(prove_plain(bar.stage("plain NumPy")))
                 bar.step()
-                cost, proof = _measure(lambda: stark.prove(secret, rounds, memory, bar.stage("arenas")))
+                cost, proof = prove_in_arenas(bar.stage("arenas"))
                 arenas.append(cost)
                 bar.step()
-        del secret
         stats = memory.stats()
         protection = memory.witness.protection
     stark.verify(public, proof)
@@ -188,4 +192,3 @@ def _report_residue(residue: list[Residue]) -> None:
         print("secret: after close(), no copy of it in this process's writable memory")
     for found in residue:
         print(f"secret: a copy REMAINS: {found}")
-

@@ -1,11 +1,9 @@
 """Search this process's writable memory for copies of a secret, without making one (Linux)."""
 
-from __future__ import annotations
-
 import mmap
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -33,20 +31,19 @@ def _address(memory: mmap.mmap) -> int:
 
 
 def _writable_mappings() -> Iterator[tuple[int, int, str]]:
-    with open("/proc/self/maps") as maps:
-        for line in maps.read().splitlines():
-            span, permissions, *rest = line.split(maxsplit=5)
-            start, end = (int(address, 16) for address in span.split("-"))
-            if permissions.startswith("rw"):
-                yield start, end, rest[3] if len(rest) > 3 else "anonymous"
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, permissions, *rest = line.split(maxsplit=5)
+        start, end = (int(address, 16) for address in span.split("-"))
+        if permissions.startswith("rw"):
+            yield start, end, rest[3] if len(rest) > 3 else "anonymous"
 
 
-def find_copies(patterns_file: str) -> list[Residue]:
+def find_copies(patterns_file: Path) -> list[Residue]:
     """List where 16-byte pieces of the file's bytes lie in this process's writable memory.
 
     Parameters
     ----------
-    patterns_file : str
+    patterns_file : Path
         A file whose size is a multiple of 16. Its bytes are read into a mapping that is left out of the search and
         cleared after it, as is the window through which memory is read.
 
@@ -63,18 +60,18 @@ def find_copies(patterns_file: str) -> list[Residue]:
         If the file is empty or not made of whole pieces.
 
     """
-    size = os.path.getsize(patterns_file)
+    size = patterns_file.stat().st_size
     if size == 0 or size % PIECE:
         raise ValueError(f"{patterns_file}: {size} bytes are not a multiple of {PIECE}")
     patterns, window = mmap.mmap(-1, size), mmap.mmap(-1, CHUNK + PIECE)
     own = [(_address(memory), _address(memory) + len(memory)) for memory in (patterns, window)]
     found: list[Residue] = []
     try:
-        with open(patterns_file, "rb", buffering=0) as file, memoryview(patterns) as view:
+        with patterns_file.open("rb", buffering=0) as file, memoryview(patterns) as view:
             if file.readinto(view) != size:
                 raise OSError(f"{patterns_file}: could not be read whole")
         pieces = range(0, size, PIECE)
-        with open("/proc/self/mem", "rb", buffering=0) as memory:
+        with Path("/proc/self/mem").open("rb", buffering=0) as memory:
             for start, end, name in _writable_mappings():
                 for address, length in _windows(start, end):
                     with memoryview(window) as view, view[:length] as part:
