@@ -97,6 +97,10 @@ static PyObject *allocator_adopt(PyObject *self, PyObject *heap_object) {
     fa_allocator *allocator = (fa_allocator *)self;
     fa_heap *heap = fa_heap_check(heap_object);
     if (!heap) return NULL;
+    if (PyObject_TypeCheck(self, arena_type) != (heap->arena != NULL)) {
+        PyErr_Format(PyExc_TypeError, "%s is not for %R", heap->label, (PyObject *)Py_TYPE(self));
+        return NULL;
+    }
     fa_heap *old = allocator->heap;
     PyObject *reference = PyWeakref_NewRef(self, NULL);
     if (!reference) return NULL;

@@ -410,7 +410,9 @@ static PyType_Slot block_slots[] = {
                 "Made by Arena.alloc, Manager.malloc and the like. It keeps its arena or manager's memory alive, and is\n"
                 "freed by free(), at the end of a `with` block, or when it is garbage. While memoryviews or arrays over\n"
                 "it exist it cannot be freed. It cannot be pickled or copied: bytes(block) copies the contents.\n\n"
-                "All methods may be called from any thread.")},
+                "All methods may be called from any thread.\n\n"
+                "Code that keeps an address and no reference is beyond any protection: ctypes pointers, an\n"
+                "__array_interface__ made by hand, and `array.data = block` of NumPy 1.")},
     {0, NULL}};
 
 static PyType_Spec block_spec = {"fastalloc.Block", (int)sizeof(fa_block), 0,

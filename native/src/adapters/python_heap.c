@@ -12,11 +12,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#if !defined(_WIN32) && !defined(__wasm__)
-#include <pthread.h>
-#define FA_HAVE_FORK 1
-#endif
-
 /* A cache line: what vector code wants of an array. */
 #define FA_ARRAY_ALIGNMENT ((size_t)64)
 
@@ -220,10 +215,9 @@ static PyMethodDef heap_functions[] = {
 /* ---- fork: without the GIL, no Python object is touched ----------------------------------------------------------- */
 
 /*
- * pthread_atfork and not os.register_at_fork: between the hooks of the latter Python code runs (other hooks; in the child
- * the clearing of the other threads' contexts) that may free arrays, and would wait for ever for the locks held here.
+ * In fork itself and not in os.register_at_fork: between the hooks of the latter Python code runs (other hooks; in the
+ * child the clearing of the other threads' contexts) that may free arrays, and would wait for ever for the locks held here.
  */
-#if defined(FA_HAVE_FORK)
 static void fork_prepare(void) {
     fa_lock_take(&heaps_lock, fa_os_platform());
     for (fa_heap *heap = heaps; heap; heap = heap->next) {
@@ -247,17 +241,13 @@ static void fork_child(void) {
     }
     fa_lock_give(&heaps_lock);
 }
-#endif
 
 int fa_python_add_heap(PyObject *module) {
     bool first = !heap_type;
     if (fa_python_add_type(module, &heap_type, &heap_spec, NULL)) return -1;
     if (PyModule_AddFunctions(module, heap_functions)) return -1;
-#if defined(FA_HAVE_FORK)
-    if (first && pthread_atfork(fork_prepare, fork_parent, fork_child)) {
-        PyErr_SetString(PyExc_MemoryError, "pthread_atfork failed");
-        return -1;
-    }
-#endif
-    return 0;
+    int error = first ? fa_os_platform()->at_fork(fork_prepare, fork_parent, fork_child) : 0;
+    if (error == 0 || error == FA_OS_UNSUPPORTED) return 0; /* a platform without fork needs no care */
+    PyErr_SetString(PyExc_MemoryError, "the functions that keep memory whole across fork cannot be registered");
+    return -1;
 }

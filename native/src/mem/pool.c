@@ -1,7 +1,7 @@
 /*
  * mem/pool.c - creation of a pool: one mapping for blocks, sizes and stack
  *
- *     mapping   | blocks ...... | size_plus_1 .. | stack ......... |
+ *     mapping   | blocks ...... | stack ......... | size_plus_1 .. |
  *
  * The system's pages are zero and untouched until used, so creation costs two system calls whatever the size. The hot
  * half is in pool.h, with invariants and thread rule.
@@ -10,11 +10,10 @@
 
 #include <string.h>
 
-void fa_pool_init(fa_pool *pool, size_t block_size, size_t count, void *blocks, void *metadata) {
+void fa_pool_init(fa_pool *pool, size_t block_size, size_t count, void *blocks, uint16_t *size_plus_1,
+                  uint32_t *stack) {
     size_t units = block_size / 16;
-    *pool = (fa_pool){.blocks = blocks, .size_plus_1 = metadata, .count = (uint32_t)count};
-    size_t sizes = fa_pool_metadata(count) - count * sizeof *pool->stack;
-    pool->stack = (uint32_t *)(void *)((unsigned char *)metadata + sizes);
+    *pool = (fa_pool){.blocks = blocks, .size_plus_1 = size_plus_1, .stack = stack, .count = (uint32_t)count};
     pool->block_size = (uint32_t)block_size;
     pool->reciprocal = ((UINT64_C(1) << FA_POOL_SHIFT) + units - 1) / units;
     pool->bytes = count * block_size;
@@ -28,15 +27,18 @@ fa_status fa_pool_create(fa_pool *pool, const fa_os *os, size_t block_size, size
     /* Beyond these the index would not be exact, or the sums below would wrap. */
     if (count >= FA_POOL_MAX_COUNT || count > (UINT64_C(1) << FA_POOL_SHIFT) / ((uint64_t)units * units))
         return FA_ERR_INVALID;
-    if (count > (SIZE_MAX - page) / (block_size + sizeof(uint16_t) + sizeof(uint32_t) + 4)) return FA_ERR_NOMEM;
-    if (!fa_align_up(count * block_size + fa_pool_metadata(count), page, &mapped)) return FA_ERR_NOMEM;
+    if (count > (SIZE_MAX - page) / (block_size + sizeof(uint32_t) + sizeof(uint16_t))) return FA_ERR_NOMEM;
+    size_t stack = count * block_size, sizes = stack + count * sizeof(uint32_t);
+    if (!fa_align_up(sizes + count * sizeof(uint16_t), page, &mapped)) return FA_ERR_NOMEM;
     void *address;
     if (os->reserve(mapped, page, &address) != 0) return FA_ERR_NOMEM;
     if (os->commit(address, mapped) != 0) {
         (void)os->release(address, mapped);
         return FA_ERR_NOMEM;
     }
-    fa_pool_init(pool, block_size, count, address, (unsigned char *)address + count * block_size);
+    unsigned char *blocks = address;
+    fa_pool_init(pool, block_size, count, blocks, (uint16_t *)(void *)(blocks + sizes),
+                 (uint32_t *)(void *)(blocks + stack));
     pool->mapped = mapped;
     return FA_OK;
 }

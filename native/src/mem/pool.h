@@ -43,13 +43,8 @@ typedef struct fa_pool {
     size_t mapped;           /* 0: the memory is somebody else's */
 } fa_pool;
 
-/* Bytes that sizes and stack of `count` blocks need. */
-static inline size_t fa_pool_metadata(size_t count) {
-    return (count * sizeof(uint16_t) + 3) / 4 * 4 + count * sizeof(uint32_t);
-}
-
-/* A pool over memory that somebody else owns: `blocks` are zero, `metadata` too, both aligned to 16 bytes. */
-void fa_pool_init(fa_pool *pool, size_t block_size, size_t count, void *blocks, void *metadata);
+/* A pool over memory that somebody else owns: `blocks`, aligned to 16 bytes, and `size_plus_1` are zero. */
+void fa_pool_init(fa_pool *pool, size_t block_size, size_t count, void *blocks, uint16_t *size_plus_1, uint32_t *stack);
 
 /* A pool with its own memory. `count` may be 0: a pool that is always exhausted. */
 fa_status fa_pool_create(fa_pool *pool, const fa_os *os, size_t block_size, size_t count);

@@ -14,24 +14,26 @@
 /* 4 GiB of blocks where addresses are plenty, 16 MiB where they are not; an eighth if that is refused. */
 #define RANGE (sizeof(void *) >= 8 ? (size_t)1 << 32 % (8 * sizeof(size_t)) : (size_t)16 << 20)
 #define RANGE_RETRY 8
+/* A heap that has filled one huge page's worth of spans takes huge pages from then on: few faults, and little to lose. */
+#define HUGE_PAGE ((size_t)2 << 20)
+#define HUGE_FROM (HUGE_PAGE >> FA_SPAN_LOG2)
 
 static bool reserve_range(fa_slabs *slabs, const fa_os *os, size_t bytes) {
-    size_t page = os->page_size(), stride, table, size;
     uint32_t spans = (uint32_t)(bytes >> FA_SPAN_LOG2);
-    if (!fa_align_up(fa_pool_metadata(FA_SPAN / 16), page, &stride)) return false;
-    if (!fa_align_up(spans * sizeof(fa_slab), page, &table)) return false;
-    size = bytes + table + spans * stride;
+    size_t stacks = bytes, sizes = stacks + spans * FA_SPAN_BLOCKS * sizeof(uint32_t);
+    size_t table = sizes + spans * FA_SPAN_BLOCKS * sizeof(uint16_t), size;
     void *address;
-    if (os->reserve(size, FA_SPAN, &address) != 0) return false;
+    if (!fa_align_up(table + spans * sizeof(fa_slab), os->page_size(), &size)) return false;
+    if (os->reserve(size, HUGE_PAGE, &address) != 0) return false;
     if (os->commit(address, size) != 0) {
         (void)os->release(address, size);
         return false;
     }
     slabs->base = address;
     slabs->bytes = bytes;
-    slabs->slab = (fa_slab *)(void *)(slabs->base + bytes);
-    slabs->metadata = slabs->base + bytes + table;
-    slabs->metadata_stride = stride;
+    slabs->stacks = (uint32_t *)(void *)(slabs->base + stacks);
+    slabs->sizes = (uint16_t *)(void *)(slabs->base + sizes);
+    slabs->slab = (fa_slab *)(void *)(slabs->base + table);
     slabs->spans = spans;
     slabs->reserved = address;
     slabs->reserved_size = size;
@@ -60,7 +62,7 @@ static void unlink_from(fa_slabs *slabs, uint32_t *first, fa_slab *slab) {
 }
 
 /* A span without a slab: one still resident, else one that was trimmed, else a fresh one. */
-static fa_slab *find_span(fa_slabs *slabs) {
+static fa_slab *find_span(fa_slabs *slabs, const fa_os *os) {
     uint32_t *list = slabs->empty != 0 ? &slabs->empty : &slabs->trimmed;
     fa_slab *slab;
     if (*list != 0) {
@@ -70,6 +72,7 @@ static fa_slab *find_span(fa_slabs *slabs) {
         return slab;
     }
     if (slabs->fresh == slabs->spans) return NULL;
+    if (slabs->fresh == HUGE_FROM) (void)os->advise_huge(slabs->base + HUGE_PAGE, slabs->bytes - HUGE_PAGE); /* a hint */
     slabs->resident++;
     return &slabs->slab[slabs->fresh++];
 }
@@ -80,12 +83,11 @@ FA_COLD fa_slab *fa_slabs_refill(fa_slabs *slabs, const fa_os *os, uint32_t clas
             slabs->failed = true;
         if (slabs->failed) return NULL;
     }
-    fa_slab *slab = find_span(slabs);
+    fa_slab *slab = find_span(slabs, os);
     if (slab == NULL) return NULL;
     size_t span = (size_t)(slab - slabs->slab), block_size = fa_slab_size(class);
-    unsigned char *metadata = slabs->metadata + span * slabs->metadata_stride;
-    /* Sizes of the last slab here are zero again: it was empty when it was given up. */
-    fa_pool_init(&slab->pool, block_size, FA_SPAN / block_size, slabs->base + (span << FA_SPAN_LOG2), metadata);
+    fa_pool_init(&slab->pool, block_size, FA_SPAN / block_size, slabs->base + (span << FA_SPAN_LOG2),
+                 slabs->sizes + span * FA_SPAN_BLOCKS, slabs->stacks + span * FA_SPAN_BLOCKS);
     slab->class = class;
     link_first(slabs, &slabs->partial[class], slab);
     return slab;
@@ -102,7 +104,6 @@ FA_COLD void fa_slabs_settle(fa_slabs *slabs, fa_slab *slab, bool was_full) {
     bool only = slab->next == 0 && slab->prev == 0;
     if (fa_pool_live(&slab->pool) > 0 || only) return;
     unlink_from(slabs, first, slab);
-    for (uint32_t i = 0; i < slab->pool.stacked; i++) slab->pool.stack[i] = 0; /* where another class keeps sizes */
     slab->pool = (fa_pool){0};
     link_first(slabs, &slabs->empty, slab);
 }

@@ -3,7 +3,8 @@
  *
  *     range      | span 0: 32 B blocks | span 1: 1 KiB | span 2: 32 B | not used yet ...      64 KiB each
  *     slab[]     | pool, links         | pool, links   | pool, links  |                       one for each span
- *     metadata   | sizes, stack        | sizes, stack  | sizes, stack |                       out of line
+ *     sizes      | size_plus_1         | size_plus_1   | size_plus_1  |                       out of line
+ *     stacks     | stack               | stack         | stack        |
  *
  * A slab is a pool (mem/pool.h) over one span. From a pointer to its slab is a subtraction and a shift: no header, no
  * hash. Each class of sizes has a list of slabs with room; a slab that becomes empty is given up, and its span serves any class
@@ -19,6 +20,8 @@
 
 #define FA_SPAN_LOG2 16
 #define FA_SPAN ((size_t)1 << FA_SPAN_LOG2)
+/* At the most, of the smallest class. */
+#define FA_SPAN_BLOCKS (FA_SPAN / 16)
 /* Eight blocks to a span at least. */
 #define FA_SLAB_MAX ((size_t)8 << 10)
 /* 16, 32, ... 128, then four steps to each power of two. */
@@ -34,8 +37,8 @@ typedef struct fa_slabs {
     unsigned char *base;
     size_t bytes;                        /* of the range; 0: there is none */
     fa_slab *slab;
-    unsigned char *metadata;
-    size_t metadata_stride;
+    uint16_t *sizes;                     /* FA_SPAN_BLOCKS for each span; zero where no block is live */
+    uint32_t *stacks;                    /* likewise; any class may find what another left there */
     uint32_t partial[FA_SLAB_CLASSES];   /* span + 1 of a slab with room; 0: none */
     uint32_t spans, fresh;
     uint32_t empty, trimmed;             /* span + 1 of the first without a slab: resident, or given back */
