@@ -80,7 +80,7 @@ def check_name(name: object) -> str:
     return name
 
 
-class Arena(_binding.ArenaBase, ArrayFunctions, Measured):
+class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
     """One range of memory for blocks and arrays.
 
     Parameters
@@ -138,7 +138,7 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured):
     _name: str | None
     _fixed_kind: ClassVar[Kind | None] = None
 
-    def __new__(cls, *_args: Any, **_options: Any) -> Self:
+    def __new__(cls, *_args: Any, **_options: Any) -> Self:  # noqa: D102
         self = super().__new__(cls)
         self._kind, self._name, self._final, self._remains = cls._fixed_kind or Kind.SCRATCH, None, None, None
         return self

@@ -22,24 +22,26 @@ class ArrayFunctions:
         If the arena or manager is closed.
     """
 
-    __slots__ = ()
-
     if TYPE_CHECKING:
-        arange = staticmethod(np.arange)
-        array = staticmethod(np.array)
-        concatenate = staticmethod(np.concatenate)
-        copy = staticmethod(np.copy)
-        empty = staticmethod(np.empty)
-        empty_like = staticmethod(np.empty_like)
-        full = staticmethod(np.full)
-        full_like = staticmethod(np.full_like)
-        linspace = staticmethod(np.linspace)
-        ones = staticmethod(np.ones)
-        ones_like = staticmethod(np.ones_like)
-        stack = staticmethod(np.stack)
-        zeros = staticmethod(np.zeros)
-        zeros_like = staticmethod(np.zeros_like)
+
+        def _signatures(self) -> None:
+            """As attributes of the instance they keep NumPy's overloads."""
+            self.arange = np.arange
+            self.array = np.array
+            self.concatenate = np.concatenate
+            self.copy = np.copy
+            self.empty = np.empty
+            self.empty_like = np.empty_like
+            self.full = np.full
+            self.full_like = np.full_like
+            self.linspace = np.linspace
+            self.ones = np.ones
+            self.ones_like = np.ones_like
+            self.stack = np.stack
+            self.zeros = np.zeros
+            self.zeros_like = np.zeros_like
     else:
+        __slots__ = ()
         arange = Routed("arange")
         array = Routed("array")
         concatenate = Routed("concatenate")

@@ -17,7 +17,7 @@ _MAX_BLOCK_SIZE = 64 << 10
 _MAX_AGE = (2**32 - 1) // 1000
 
 
-class Manager(_binding.ManagerBase, ArrayFunctions, Measured):
+class Manager(_binding.ManagerBase, ArrayFunctions, Measured[ManagerStats]):
     """malloc, calloc, realloc and free over a pool of small blocks, malloc, and a cache of large blocks.
 
     Parameters
@@ -27,7 +27,7 @@ class Manager(_binding.ManagerBase, ArrayFunctions, Measured):
     block_size : int or str
         Bytes in a block of the pool: a multiple of 16, at most 64 KiB.
     large_size : int or str, optional
-        From this size on, blocks are mapped by the kernel and kept in the cache when they are freed; 64 KiB unless given.
+        From this size on, blocks are mapped by the kernel and cached when they are freed. Unless given: 64 KiB.
     cache : int or str
         Bytes of freed large blocks that stay resident for reuse.
     cache_age : float or None
@@ -67,7 +67,7 @@ class Manager(_binding.ManagerBase, ArrayFunctions, Measured):
     _remains: weakref.ref[_binding.Heap] | None
     _name: str | None
 
-    def __new__(cls, *_args: Any, **_options: Any) -> Self:
+    def __new__(cls, *_args: Any, **_options: Any) -> Self:  # noqa: D102
         self = super().__new__(cls)
         self._name, self._final, self._remains = None, None, None
         return self

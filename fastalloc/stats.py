@@ -4,7 +4,7 @@ import dataclasses
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from fastalloc import _fields
 from fastalloc.errors import ScopeError
@@ -111,17 +111,20 @@ def _value(value: int, unit: str) -> str:
 GAUGES = frozenset({"requested", "used", "reserved", "resident", "cached", "fallback_bytes", "live", "pool_live"})
 
 
-class Measured:
+_Stats = TypeVar("_Stats", ArenaStats, ManagerStats)
+
+
+class Measured(Generic[_Stats]):
     """The peak of an arena or manager, for many nested measurements at once: the C library has but one."""
 
     __slots__ = ()
     if TYPE_CHECKING:
         _measure: "Measure"
 
-        def stats(self) -> Any: ...  # noqa: D102
+        def stats(self) -> _Stats: ...  # noqa: D102
         def _restart_peak(self) -> tuple[int, int]: ...
 
-    def track(self) -> "Track":
+    def track(self) -> "Track[_Stats]":
         """Measure a block of code.
 
         `with arena.track() as t:` counts what is allocated and freed inside, by any thread, and the peak. `t` may be
@@ -151,19 +154,21 @@ class Measure:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.open: list[Track] = []
+        self.open: list[Track[Any]] = []
         self.peak = 0
 
 
-class Track:
+class Track(Generic[_Stats]):
     """What a block of code did to an arena or manager: see `track()`."""
 
     __slots__ = ("_after", "_before", "_measure", "_note_peak", "_peak", "_start", "_stats")
 
-    def __init__(self, measure: Measure, stats: Callable[[], Any], note_peak: Callable[[], int]) -> None:
-        self._measure, self._stats, self._note_peak = measure, stats, note_peak
-        self._before: Any = None
-        self._after: Any = None
+    def __init__(self, measure: Measure, stats: Callable[[], _Stats], note_peak: Callable[[], int]) -> None:
+        self._measure = measure
+        self._stats: Callable[[], _Stats] = stats
+        self._note_peak = note_peak
+        self._before: _Stats | None = None
+        self._after: _Stats | None = None
         self._peak = self._start = 0
 
     def __enter__(self) -> Self:
@@ -189,7 +194,7 @@ class Track:
         self._peak = max(self._peak, used)
 
     @property
-    def change(self) -> Any:
+    def change(self) -> _Stats:
         """What changed inside: an ArenaStats or ManagerStats of differences."""
         if self._before is None:
             msg = "the measurement has not begun: use it in a with statement"
@@ -211,17 +216,17 @@ class Track:
     @property
     def allocated(self) -> int:
         """Blocks (arrays are blocks too) allocated inside."""
-        return int(self.change.allocated)
+        return self.change.allocated
 
     @property
     def freed(self) -> int:
         """Blocks freed inside."""
-        return int(self.change.freed)
+        return self.change.freed
 
     @property
     def bytes(self) -> int:
         """Bytes asked for by what was made inside and is still live, less what was there before and freed inside."""
-        return int(self.change.requested)
+        return self.change.requested
 
     def __repr__(self) -> str:
         if self._before is None:

@@ -53,14 +53,15 @@ def native_violations(source: Path) -> Iterator[str]:
 
 
 def imports(path: Path, package: Path) -> Iterator[tuple[int, str]]:
-    """(line, module below the package) of each import of the package's own modules; "__init__" for the package itself."""
+    """(line, module) of each import of the package's own modules; "__init__" is the package itself."""
     relative = path.relative_to(package).with_suffix("")
     home = ["fastalloc", *relative.parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text())):
-        found: list[list[str]] = []
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
         if isinstance(node, ast.Import):
             found = [alias.name.split(".") for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             start = home[: len(home) - node.level + 1] if node.level else []
             module = start + (node.module.split(".") if node.module else [])
             found = [module]

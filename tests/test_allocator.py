@@ -399,6 +399,20 @@ def test_a_scope_left_in_another_context(allocator: Allocator) -> None:
     assert context.run(fa.get_allocator) is None
 
 
+def test_very_deep_scopes(allocator: Allocator) -> None:
+    """A context with many scopes that were never left goes without using up the stack."""
+    scopes = [fa.using_allocator(allocator), fa.using_allocator(fa.Scratch("1MiB"))]
+    context = contextvars.copy_context()
+
+    def enter() -> None:
+        for number in range(100_000):
+            scopes[number % 2].__enter__()
+
+    context.run(enter)
+    del context
+    gc.collect()
+
+
 # ---- set_allocator ---------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import gc
 import pickle
 import threading
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -281,6 +282,52 @@ def test_ctypes_holds_the_buffer(allocator: Allocator) -> None:
     del structure
     gc.collect()
     block.free()
+
+
+# ---- arguments that do something when they are looked at -------------------------------------------------------------
+
+
+class Meddler:
+    """An argument that calls something of ours while it is converted."""
+
+    def __init__(self, action: Callable[[], object], value: object) -> None:
+        self.action, self.value = action, value
+
+    def __index__(self) -> int:
+        self.action()
+        assert isinstance(self.value, int)
+        return self.value
+
+    @property
+    def dtype(self) -> object:
+        self.action()
+        return self.value
+
+
+def test_a_dtype_that_frees_the_block(allocator: Allocator) -> None:
+    block = make_block(allocator, 64)
+    with pytest.raises(fa.FreedBlockError):
+        block.array(Meddler(block.free, np.dtype("u1")))  # type: ignore[arg-type]
+    assert allocator.live == 0
+
+
+def test_a_shape_that_frees_the_block(allocator: Allocator) -> None:
+    block = make_block(allocator, 64)
+    with pytest.raises(fa.InUseError):
+        block.array("u1", Meddler(block.free, 8))  # type: ignore[arg-type]
+    assert not block.freed
+
+
+def test_a_size_that_frees_or_closes() -> None:
+    manager, arena = fa.Manager(), fa.Scratch("1MiB")
+    block = manager.malloc(64)
+    with pytest.raises(fa.FreedBlockError):
+        manager.realloc(block, Meddler(block.free, 128))  # type: ignore[arg-type]
+    with pytest.raises(fa.ClosedError):
+        arena.alloc(Meddler(arena.close, 8))  # type: ignore[arg-type]
+    with pytest.raises(fa.ClosedError):
+        manager.calloc(Meddler(manager.close, 8), 8)  # type: ignore[arg-type]
+    assert manager.live == arena.live == 0
 
 
 # ---- alloc ----------------------------------------------------------------------------------------------------------

@@ -36,16 +36,13 @@ SANITIZER_WORDS = ("ERROR: AddressSanitizer", "ERROR: LeakSanitizer", "WARNING: 
 
 
 def cases() -> Iterator[tuple[str, str]]:
-    """(program, case): what stands as TEST(case) at the start of a line, or is made by one of the sources' own macros."""
+    """(program, case): what stands as TEST(case) at the start of a line, or is made by a macro of the source."""
     for source in sorted((NATIVE / "tests").glob("*_test.c")):
         text = source.read_text()
-        for macro, (first, title) in macros(text).items():
+        for macro, (first, titles) in macros(text).items():
             for call in re.finditer(rf"^{macro}\((\w+)", text, re.MULTILINE):
-                for pattern in title:
-                    yield (
-                        source.stem,
-                        pattern.replace(f"{first}##", call[1]).replace(f"##{first}", call[1]).replace("##", ""),
-                    )
+                for title in titles:
+                    yield source.stem, "".join(call[1] if part == first else part for part in title.split("##"))
         for call in re.finditer(r"^TEST\((\w+)\)", text, re.MULTILINE):
             yield source.stem, call[1]
 
@@ -218,8 +215,6 @@ def test_headers_are_c_and_cplusplus(tmp_path: Path) -> None:
         source = tmp_path / f"header.{suffix}"
         source.write_text('#include "fastalloc32.h"\nint main(void) { return fa_version() == 0; }\n')
         for standard in standards:
-            done = run(
-                [compiler, f"-std={standard}", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
-                + [f"-I{NATIVE / 'include'}", str(source)]
-            )
+            strict = [f"-std={standard}", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
+            done = run([compiler, *strict, f"-I{NATIVE / 'include'}", str(source)])
             assert done.returncode == 0, done.stderr

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-import fastalloc as fa
 import numpy as np
+
+import fastalloc as fa
 
 from .common import LARGE, MAKERS, MEDIUM, MIB, SMALL, make_peer, touch
 
@@ -51,7 +52,7 @@ class Rounds:
 
 
 class Scope:
-    """Entering and leaving: an arena's scope, an allocator for NumPy, and Python's own `with` of an object that does nothing."""
+    """Entering and leaving: a scope, an allocator for NumPy, and Python's own `with` of an object that does nothing."""
 
     def setup(self) -> None:
         self.arena = fa.Scratch(16 * MIB)

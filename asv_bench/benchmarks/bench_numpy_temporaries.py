@@ -10,8 +10,8 @@ from .common import HANDLERS, KIB, MIB, make_peer
 class Temporaries:
     """a * b + sqrt(a) * b: three temporaries and a result. `out=` is the limit: it has no allocation at all."""
 
-    # 4 KiB comes from NumPy's own cache or malloc's bins; 256 KiB and 16 MiB cross malloc's threshold for mapping, which moves;
-    # from 33 MiB on glibc maps and unmaps every time.
+    # 4 KiB comes from malloc's bins; 256 KiB and 16 MiB cross its threshold for mapping, which moves; from 33 MiB on
+    # glibc maps and unmaps every time.
     params = [["out=", *HANDLERS], [4 * KIB, 256 * KIB, 16 * MIB, 64 * MIB]]
     param_names = ["allocator", "bytes"]
     timeout = 300

@@ -2,8 +2,9 @@
 
 import ctypes
 
-import fastalloc as fa
 import numpy as np
+
+import fastalloc as fa
 
 from .common import KIB, MIB
 

@@ -4,12 +4,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
-import fastalloc as fa
 import numpy as np
+
+import fastalloc as fa
 
 KIB, MIB = 1 << 10, 1 << 20
 
-# Sizes in bytes. 4 KiB is a page; from 128 KiB on glibc maps and unmaps until it has learnt better, at most up to 32 MiB;
+# In bytes. 4 KiB is a page; from 128 KiB on glibc maps and unmaps until it has learnt better, up to 32 MiB at most;
 # from 4 MiB on NumPy asks for huge pages.
 SMALL, MEDIUM, LARGE = 4 * KIB, MIB, 64 * MIB
 
@@ -93,9 +94,9 @@ class PyArrow(Peer):
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        import pyarrow
+        import pyarrow as pa
 
-        self.allocate: Callable[[int], Any] = pyarrow.allocate_buffer
+        self.allocate: Callable[[int], Any] = pa.allocate_buffer
 
     def empty(self, count: int) -> Any:
         return np.frombuffer(self.allocate(8 * count), np.uint64)

@@ -238,13 +238,13 @@ TEST(scopes_survive_every_fault) { run_with_every_fault(scopes_scenario, true); 
 /* ---- managers ---------------------------------------------------------------------------------------------------- */
 
 static void manager_scenario(const fa_os *os) {
-    static const size_t sizes[] = {32, 128, 1000, 70 * KIB, 300 * KIB, 2 * MIB, 100, 20000};
+    static const size_t sizes[] = {32, 128, 1000, 70 * KIB, 200 * KIB, 500 * KIB, 100, 20000};
     enum { COUNT = 24 };
     fa_manager_options options;
     fa_manager_options_init(&options);
     options.os = os;
     options.pool_blocks = 4;
-    options.cache_limit = MIB;
+    options.cache_limit = 600 * KIB;
     options.flags = FA_LOCKED;
     fa_status status = FA_OK;
     fa_manager *manager = fa_manager_create(&options, &status);

@@ -132,8 +132,24 @@ static void *array_realloc(void *context, void *block, size_t size) {
     return fa_manager_try_realloc(heap->manager, block, heap->array_alignment, size ? size : 1, &status);
 }
 
+static handler *ours(PyObject *capsule);
+
+/* Lets go of a link of a chain. Not by recursion: a chain may be longer than the stack is deep. */
+static void release_chain(PyObject *capsule) {
+    while (capsule) {
+        handler *own = ours(capsule);
+        PyObject *next = NULL;
+        if (own && fa_python_is_only_reference(capsule)) {
+            next = own->outer;
+            own->outer = NULL;
+        }
+        Py_DECREF(capsule);
+        capsule = next;
+    }
+}
+
 static void handler_free(handler *freed) {
-    Py_XDECREF(freed->outer);
+    release_chain(freed->outer);
     Py_XDECREF(freed->allocator);
     Py_XDECREF(freed->source);
     Py_XDECREF(FA_OBJECT(freed->heap));
@@ -188,7 +204,7 @@ static void handler_leave(handler *left) {
     if (left->entered == 0 || --left->entered > 0) return;
     PyObject *outer = left->outer, *allocator = left->allocator;
     left->outer = left->allocator = NULL;
-    Py_XDECREF(outer);
+    release_chain(outer);
     Py_XDECREF(allocator);
 }
 
@@ -392,8 +408,10 @@ static int leave(PyObject *target, const char *label) {
     handler *own = ours(current);
     int failed;
     if (FA_LIKELY(own && own->entered && !own->lasting && is_for(own, target))) {
-        failed = make_current(own->outer);
+        PyObject *outer = Py_NewRef(own->outer); /* setting it may run the garbage collector, and so other scopes' ends */
+        failed = make_current(outer);
         if (!failed) handler_leave(own);
+        Py_DECREF(outer);
     } else {
         failed = leave_out_of_order(target, label, current);
     }

@@ -42,6 +42,9 @@
 /* Any of the object structs below, for the functions of Python. */
 #define FA_OBJECT(object) ((PyObject *)(object))
 
+/* Whether nobody else has a reference. Newer Pythons keep flags in the upper half of the count. */
+static inline bool fa_python_is_only_reference(PyObject *object) { return (uint32_t)Py_REFCNT(object) == 1; }
+
 /* Steals `object`. */
 static inline void fa_replace(PyObject **place, PyObject *object) {
     PyObject *old = *place;

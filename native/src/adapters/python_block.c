@@ -166,9 +166,7 @@ int fa_block_free(fa_block *block) {
 }
 
 /* The address may be in the hands of an array that holds only the Memory: then the Memory must stay what it is. */
-static bool memory_is_only_ours(const fa_memory *memory) {
-    return (uint32_t)Py_REFCNT(FA_OBJECT(memory)) == 1; /* newer Pythons keep flags in the upper half */
-}
+static bool memory_is_only_ours(fa_memory *memory) { return fa_python_is_only_reference(FA_OBJECT(memory)); }
 
 static int resize_by_copy(fa_block *block, size_t size) {
     fa_memory *old = block->memory;
@@ -286,11 +284,11 @@ static PyObject *block_array(PyObject *self, PyObject *args, PyObject *keywords)
     fa_block *block = (fa_block *)self;
     PyObject *dtype_like = NULL, *shape = Py_None;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "|OO:array", (char **)names, &dtype_like, &shape)) return NULL;
-    if (check_not_freed(block)) return NULL;
-
     PyObject *result = NULL, *dtype = NULL, *array = NULL, *kwargs = NULL, *positional = NULL, *frombuffer = NULL;
     PyObject *numpy = PyImport_ImportModule("numpy");
     if (!numpy) return NULL;
+    if (check_not_freed(block)) goto done;
+    size_t size = block->memory->size; /* a dtype may be anything and run any code: frombuffer asks again */
     dtype = dtype_like ? PyObject_CallMethod(numpy, "dtype", "O", dtype_like)
                        : PyObject_CallMethod(numpy, "dtype", "s", "uint8");
     if (!dtype) goto done;
@@ -308,7 +306,6 @@ static PyObject *block_array(PyObject *self, PyObject *args, PyObject *keywords)
     size_t item = PyLong_AsSize_t(item_size);
     Py_DECREF(item_size);
     if (item == (size_t)-1 && PyErr_Occurred()) goto done;
-    size_t size = block->memory->size;
     if (item == 0 || (shape == Py_None && size % item != 0)) {
         PyErr_Format(fa_ArgumentError, "dtype: a block of %zu bytes is not a whole number of %R", size, dtype);
         goto done;

@@ -43,7 +43,12 @@ static fa_heap *heap_new(const char *label) {
     if (!heap) return NULL;
     memset((char *)heap + sizeof(PyObject), 0, sizeof *heap - sizeof(PyObject));
     heap->serial = heap->lineage = ++last_serial;
-    snprintf(heap->label, sizeof heap->label, "%s", label);
+    size_t length = strlen(label);
+    if (length >= sizeof heap->label) { /* cut between characters of UTF-8 */
+        length = sizeof heap->label - 1;
+        while (length > 0 && ((unsigned char)label[length] & 0xC0) == 0x80) length--;
+    }
+    memcpy(heap->label, label, length);
     return heap;
 }
 
