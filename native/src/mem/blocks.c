@@ -131,7 +131,7 @@ static uint64_t aligned_from(const fa_blocks *blocks, uint32_t index, size_t ali
     return ((address + (alignment - 1)) & ~((uint64_t)alignment - 1)) - blocks->phase;
 }
 
-static bool bin_take(fa_blocks *blocks, fa_level *level, uint32_t granules, size_t alignment, uint32_t *index) {
+FA_NOINLINE static bool bin_take(fa_blocks *blocks, fa_level *level, uint32_t granules, size_t alignment, uint32_t *index) {
     unsigned row, step;
     class_of(granules, &row, &step);
     for (; bin_next(&level->bins, &row, &step); step++) {
@@ -166,7 +166,11 @@ void fa_blocks_init(fa_blocks *blocks, uint64_t *entry, fa_link *link, fa_level 
 
 bool fa_blocks_take(fa_blocks *blocks, uint32_t granules, size_t alignment, size_t size, uint32_t *index) {
     fa_level *level = &blocks->level[blocks->depth];
-    if (level->bins.rows == 0 || !bin_take(blocks, level, granules, alignment, index)) {
+    if (level->bins.rows == 0 && alignment == 1) { /* the most common: nothing to reuse, nothing to align */
+        if (granules > blocks->granules - blocks->cursor) return false;
+        *index = blocks->cursor;
+        blocks->cursor += granules;
+    } else if (level->bins.rows == 0 || !bin_take(blocks, level, granules, alignment, index)) {
         uint64_t start = aligned_from(blocks, blocks->cursor, alignment);
         if (start > blocks->granules || blocks->granules - start < granules) return false;
         if (start > blocks->cursor) bin_insert(blocks, level, blocks->cursor, (uint32_t)(start - blocks->cursor));
@@ -216,7 +220,7 @@ static bool free_below(const fa_blocks *blocks, const fa_level *level, uint32_t 
 
 /* [index, index + granules) becomes free: merged with its neighbours, and into what is not used yet if it is on top. What
  * lies right below a mark stays a block of its level: the cursor never passes a mark. */
-static void give_range(fa_blocks *blocks, fa_level *level, uint32_t index, uint32_t granules) {
+FA_NOINLINE static void give_range(fa_blocks *blocks, fa_level *level, uint32_t index, uint32_t granules) {
     uint32_t end = index + granules, start;
     if (end < level_end(blocks, level) && kind_at(blocks, end) == FREE) {
         uint32_t above = fa_blocks_granules(blocks, end);
@@ -235,9 +239,12 @@ void fa_blocks_give(fa_blocks *blocks, uint32_t index) {
     fa_level *level = fa_blocks_level_of(blocks, index);
     level->live--;
     level->bytes -= fa_blocks_size(blocks, index);
-    uint32_t granules = fa_blocks_granules(blocks, index);
+    uint32_t granules = fa_blocks_granules(blocks, index), below;
     *entry_at(blocks, index) = 0;
-    give_range(blocks, level, index, granules);
+    /* The newest, with nothing free below it: the cursor goes back, and no list is touched. */
+    if (index + granules == blocks->cursor && is_top(blocks, level) && !free_below(blocks, level, index, &below))
+        blocks->cursor = index;
+    else give_range(blocks, level, index, granules);
     if (level->left && level->live == 0) fa_blocks_pop_left(blocks);
 }
 
