@@ -98,7 +98,8 @@ typedef struct handler {
 
 /*
  * The four functions. NumPy may call them without the GIL and while Python is shutting down: no Python object is
- * touched. `context` is a Heap, which the capsule holds. The size that free is given is not to be trusted.
+ * touched. `context` is a Heap, which the capsule holds. The size that free is given is not to be trusted, and not needed:
+ * arenas of Python are tracked, and a tracked arena goes by its own record whatever size it is told.
  */
 FA_HOT static void *array_malloc(void *context, size_t size) {
     const fa_heap *heap = context;
@@ -117,17 +118,14 @@ FA_HOT static void array_free(void *context, void *block, size_t size) {
     const fa_heap *heap = context;
     (void)size;
     if (!block) return;
-    if (heap->arena) fa_arena_free(heap->arena, block, fa_arena_usable_size(heap->arena, block));
+    if (heap->arena) fa_arena_free(heap->arena, block, 0);
     else fa_free(heap->manager, block);
 }
 
 static void *array_realloc(void *context, void *block, size_t size) {
     const fa_heap *heap = context;
     if (!block) return array_malloc(context, size);
-    if (heap->arena) {
-        size_t old_size = fa_arena_usable_size(heap->arena, block);
-        return fa_arena_realloc(heap->arena, block, old_size, size, heap->array_alignment);
-    }
+    if (heap->arena) return fa_arena_realloc(heap->arena, block, 0, size, heap->array_alignment);
     fa_status status;
     return fa_manager_try_realloc(heap->manager, block, heap->array_alignment, size ? size : 1, &status);
 }
