@@ -32,7 +32,7 @@ class ArenaFields:
     resets: int
     """Resets."""
     rewinds: int
-    """Rewinds."""
+    """Rewinds, and scopes that ended."""
     wipes: int
     """Wipes of the whole arena."""
     fallbacks: int

@@ -158,7 +158,7 @@ typedef struct fa_manager_options {
     X(allocated, "count", "blocks allocated since creation")                                                           \
     X(freed, "count", "blocks freed or released since creation")                                                       \
     X(resets, "count", "resets")                                                                                       \
-    X(rewinds, "count", "rewinds")                                                                                     \
+    X(rewinds, "count", "rewinds, and scopes that ended")                                                              \
     X(wipes, "count", "wipes of the whole arena")                                                                      \
     X(fallbacks, "count", "blocks that came from malloc because the arena was full")                                   \
     X(failures, "count", "allocations refused")

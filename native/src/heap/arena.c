@@ -451,7 +451,6 @@ fa_status fa_arena_scope_leave(fa_arena *arena, fa_mark mark, uint64_t *live, ui
         /* Marks made inside end with the scope; scopes opened inside and not left yet keep it waiting. */
         for (fa_level *above = level + 1; above <= &arena->blocks.level[arena->blocks.depth]; above++)
             if (!above->scope) above->left = true;
-        arena->rewinds++;
         fa_blocks_pop_left(&arena->blocks);
         if (*live > 0) status = FA_ERR_BUSY;
     }
@@ -640,7 +639,7 @@ fa_status fa_arena_get_stats(const fa_arena *arena, fa_arena_stats *stats) {
         .allocated = allocated,
         .freed = allocated - live,
         .resets = arena->resets,
-        .rewinds = arena->rewinds,
+        .rewinds = arena->rewinds + arena->blocks.popped,
         .wipes = arena->wipes,
         .fallbacks = arena->fallbacks,
         .failures = arena->failures,

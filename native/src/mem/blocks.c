@@ -316,6 +316,7 @@ void fa_blocks_pop_left(fa_blocks *blocks) {
         /* Without live blocks the cursor has come down to the position and the bins are empty. */
         FA_ASSERT(blocks->cursor == level->position && level->bins.rows == 0);
         level->left = false;
+        blocks->popped += level->scope;
         blocks->depth--;
         uint32_t start;
         fa_level *below = &blocks->level[blocks->depth];

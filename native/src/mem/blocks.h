@@ -71,6 +71,7 @@ typedef struct fa_blocks {
     size_t phase;        /* base address modulo the largest alignment, in granules */
     uint64_t serial;     /* of the newest level */
     uint64_t free;       /* granules in all bins */
+    uint64_t popped;     /* scopes that ended with all their blocks gone */
 } fa_blocks;
 
 /* How many entries, and links, there have to be. */
