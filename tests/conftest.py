@@ -58,6 +58,12 @@ def arena(request: pytest.FixtureRequest) -> Iterator[fa.Arena]:
         made.close()
 
 
+def pytest_collection_finish() -> None:
+    """What the imports made (a JIT compiler, for one) is there to stay: no later collection needs to walk it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _no_garbage() -> Iterator[None]:
     """Cycles of one test do not show up in the next."""

@@ -31,11 +31,6 @@
 #define CHUNK ((size_t)64 << 10)
 #define MIN_CHUNK ((size_t)1 << 10)
 
-/* 2^40 runs of 2^24 epochs: neither the arenas a process makes nor the resets of one ever use them up. */
-static _Atomic uint64_t next_epochs = EPOCH_RUN;
-
-uint64_t fa_next_epochs(void) { return atomic_fetch_add_explicit(&next_epochs, EPOCH_RUN, memory_order_relaxed); }
-
 /* ---- the hot path: a bumped arena, my chunk -------------------------------------------------------------------- */
 
 static fa_status alloc_slow(fa_arena *arena, size_t size, size_t alignment, bool zeroed, void **block);

@@ -17,6 +17,11 @@
 
 _Thread_local fa_recent fa_recents[RECENT] FA_TLS;
 
+/* 2^40 runs of 2^24 epochs: neither the arenas a process makes nor the resets of one ever use them up. */
+static _Atomic uint64_t next_epochs = EPOCH_RUN;
+
+uint64_t fa_next_epochs(void) { return atomic_fetch_add_explicit(&next_epochs, EPOCH_RUN, memory_order_relaxed); }
+
 /* The calling thread's part, made on its first visit. Threads beyond MAX_THREADS share the last one, under the lock. */
 FA_COLD static fa_thread *find_thread(fa_arena *arena, bool *shared) {
     uintptr_t owner = (uintptr_t)fa_recents;
