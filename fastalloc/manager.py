@@ -25,7 +25,7 @@ class Manager(_binding.ManagerBase, ArrayFunctions, Measured[ManagerStats]):
     pool_blocks : int
         Blocks in the pool; 0 for no pool.
     block_size : int or str
-        Bytes in a block of the pool: a multiple of 16, at most 64 KiB.
+        Bytes in a block of the pool: a multiple of 16, at most 8 KiB.
     large_size : int or str, optional
         From this size on, blocks are mapped by the kernel and cached when they are freed. Unless given: 64 KiB.
     cache : int or str

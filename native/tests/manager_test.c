@@ -63,7 +63,7 @@ static void refuse(const fa_manager_options *options) {
     }
 REFUSES(struct_size, struct_size, size_t, 0, 1, sizeof(size_t), SIZE_MAX)
 REFUSES(flags, flags, unsigned, FA_TRACKED, 4, 1U << 31)
-REFUSES(block_size, block_size, size_t, 1, 8, 15, 24, 100, 64 * KIB + 16, SIZE_MAX, (size_t)1 << 63)
+REFUSES(block_size, block_size, size_t, 1, 8, 15, 24, 100, 8 * KIB + 16, SIZE_MAX, (size_t)1 << 63)
 
 TEST(an_absurd_pool_is_refused) {
     const size_t absurd[] = {SIZE_MAX, SIZE_MAX / 128, SIZE_MAX / 128 + 1, (size_t)1 << 57, (size_t)1 << 56};
@@ -88,7 +88,7 @@ TEST(a_manager_without_a_pool_works) {
 }
 
 TEST(other_block_sizes_work) {
-    for (size_t block_size = 16; block_size <= 64 * KIB; block_size *= 4) {
+    for (size_t block_size = 16; block_size <= 8 * KIB; block_size *= 2) {
         fa_manager_options options = manager_options();
         options.block_size = block_size;
         options.large_size = 128 * KIB;
