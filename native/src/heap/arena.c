@@ -45,14 +45,14 @@ FA_COLD static void *alloc_refill(fa_arena *arena, size_t size, size_t alignment
 }
 
 FA_HOT void *fa_arena_alloc(fa_arena *arena, size_t size, size_t alignment) {
-    const fa_recent *recent = &fa_recents[arena->recent];
+    const fa_recent *recent = recent_of(arena);
     if (FA_LIKELY(recent->epoch == FA_GET(arena->bump.epoch) &&
                   (alignment == 0 || (alignment <= arena->granule && fa_is_power_of_two(alignment))))) {
         fa_thread *thread = recent->thread;
-        /* A size that wraps becomes 0 here, and 0 is refused: both go the slow way. */
-        size_t rounded = (size + (arena->granule - 1)) & ~(arena->granule - 1), offset;
-        if (FA_LIKELY(fa_bump_take(&thread->chunk, rounded, &offset))) {
-            FA_SET(thread->tally, FA_GET(thread->tally) + (TALLY_BLOCK + size));
+        /* The last byte of the rounded size. It cannot wrap upwards, and that of 0 is SIZE_MAX, which goes the slow way. */
+        size_t last = (size - 1) | arena->granule_mask, offset;
+        if (FA_LIKELY(fa_bump_take(&thread->chunk, last, &offset))) {
+            FA_ADD(thread->tally, TALLY_BLOCK + size);
             return arena->base + offset;
         }
     }
@@ -142,8 +142,9 @@ static void init(fa_arena *arena, const fa_arena_options *options, const metadat
     arena->base = region->base;
     arena->born = fa_next_epochs();
     FA_SET(arena->bump.epoch, arena->born); /* no chunk is of it: mapped arenas never leave the slow way */
-    arena->recent = (uint32_t)(arena->born / EPOCH_RUN % RECENT);
+    arena->recent = (size_t)(arena->born / EPOCH_RUN % RECENT) * sizeof(fa_recent);
     arena->granule = granule;
+    arena->granule_mask = granule - 1;
     arena->kind = options->kind;
     arena->tracked = (options->flags & FA_TRACKED) != 0;
     arena->mapped = arena->tracked || options->kind != FA_SCRATCH;
