@@ -169,7 +169,7 @@ static void pair_arena_work(int which) {
 }
 static void pair_arena(timing *time, bool two) {
     if (shared_arena == NULL) {
-        shared_arena = arena_of(FA_SCRATCH, 4 * MIB);
+        shared_arena = arena_of(FA_SCRATCH, 64 * MIB); /* as by default */
         /* Resident, all of it: whose chunk lies where changes from turn to turn. */
         unsigned char *all = fa_arena_alloc(shared_arena, 2 * MIB, 0);
         VERIFY(all != NULL);

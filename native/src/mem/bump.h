@@ -22,10 +22,11 @@
 #include <stdatomic.h>
 
 typedef struct fa_bump {
-    _Atomic size_t cursor;      /* offset of the first byte in no chunk */
     _Atomic uint64_t epoch;     /* chunks of other epochs are stale; never 0, never used twice in the process */
     size_t limit;               /* offset where the memory ends */
     size_t chunk;               /* bytes that a refill takes beyond what is asked */
+    /* Offset of the first byte in no chunk. Alone on its line: a refill must not take the rest from the other threads. */
+    _Alignas(64) _Atomic size_t cursor;
 } fa_bump;
 
 /* Written by its thread alone; the others may look, for statistics, so every access is a relaxed atomic: a plain move. */
