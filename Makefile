@@ -7,7 +7,7 @@ SOURCES := $(shell find native/include native/src native/cmake native/CMakeLists
 # pip, pytest and the rest come from the environment; so do cmake and ninja, which a fresh machine does not have.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-valgrind test-all bench bench-native check wheel clean
+.PHONY: demo test test-valgrind test-all bench bench-native count-native check wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -40,6 +40,10 @@ bench: $(VENV)/.bench
 bench-native: $(VENV)/.test
 	cd native && cmake --preset release && cmake --build --preset release --target bench
 	build/release/bench/bench --json build/bench.json
+
+count-native: $(VENV)/.test
+	cd native && cmake --preset release && cmake --build --preset release --target bench
+	native/bench/count build/release/bench/bench
 
 wheel: $(VENV)/.made
 	pip wheel --no-deps --wheel-dir dist .

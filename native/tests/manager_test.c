@@ -91,7 +91,6 @@ TEST(other_block_sizes_work) {
     for (size_t block_size = 16; block_size <= 8 * KIB; block_size *= 2) {
         fa_manager_options options = manager_options();
         options.block_size = block_size;
-        options.large_size = 128 * KIB;
         options.pool_blocks = 10;
         fa_manager *manager = manager_with(&options);
         void *blocks[12];

@@ -52,7 +52,8 @@ struct fa_arena {
     fa_bump bump;
     unsigned char *base;
     size_t granule;
-    uint32_t recent;         /* which of a thread's `fa_recents` is ours */
+    size_t granule_mask;     /* granule - 1 */
+    size_t recent;           /* which of a thread's `fa_recents` is ours: bytes from the first */
     uint64_t born;           /* the first epoch */
     bool fast;               /* bumped, and the default alignment is the granule */
     bool mapped;
@@ -96,6 +97,11 @@ typedef struct fa_recent {
     uint64_t born;        /* the arena's first epoch: another arena may come to stand at the same address */
 } fa_recent;
 extern _Thread_local fa_recent fa_recents[RECENT] FA_TLS;
+
+/* In bytes: an index would have to be scaled on the hot path. */
+static inline fa_recent *recent_of(const fa_arena *arena) {
+    return (fa_recent *)(void *)((unsigned char *)fa_recents + arena->recent);
+}
 
 static inline void *at_offset(const fa_arena *arena, size_t offset) { return arena->base + offset; }
 static inline void lock(const fa_arena *arena) { fa_lock_take((fa_lock *)(uintptr_t)&arena->lock, arena->os); }

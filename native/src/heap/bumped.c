@@ -41,13 +41,13 @@ FA_COLD static fa_thread *find_thread(fa_arena *arena, bool *shared) {
         *shared = true;
         return &arena->thread[MAX_THREADS];
     }
-    fa_recents[arena->recent] = (fa_recent){.thread = thread, .arena = arena, .born = arena->born};
+    *recent_of(arena) = (fa_recent){.thread = thread, .arena = arena, .born = arena->born};
     return thread;
 }
 
 static fa_thread *my_thread(fa_arena *arena, bool *shared) {
     *shared = false;
-    const fa_recent *recent = &fa_recents[arena->recent];
+    const fa_recent *recent = recent_of(arena);
     if (recent->arena == arena && recent->born == arena->born) return recent->thread;
     return find_thread(arena, shared);
 }
@@ -97,7 +97,7 @@ fa_status fa_bumped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t
         *dirty = fa_max(FA_GET(arena->high), FA_GET(thread->high));
         FA_SET(thread->live, FA_GET(thread->live) + 1);
         FA_SET(thread->bytes, FA_GET(thread->bytes) + size);
-        if (!shared && arena->fast) fa_recents[arena->recent].epoch = FA_GET(thread->chunk.epoch);
+        if (!shared && arena->fast) recent_of(arena)->epoch = FA_GET(thread->chunk.epoch);
     }
     if (shared) unlock(arena);
     return status;
@@ -213,7 +213,7 @@ fa_mark fa_bumped_mark(fa_arena *arena) {
     /* What this thread allocates from now on must lie above the mark: a chunk that is not topmost is given up. */
     if (fa_chunk_is_current(&arena->bump, &thread->chunk) && position != FA_GET(thread->chunk.cursor)) {
         FA_SET(thread->chunk.epoch, 0);
-        fa_recents[arena->recent].epoch = 0;
+        recent_of(arena)->epoch = 0;
     }
     fa_bump_mark *top = &arena->mark[arena->marks];
     bool full = arena->marks + 1 >= FA_MAX_LEVELS;

@@ -127,6 +127,15 @@ static fa_status pool_free(fa_manager *manager, void *block) {
     return FA_OK;
 }
 
+static fa_status slab_free(fa_manager *manager, void *block) {
+    uint32_t index;
+    fa_slab *slab;
+    if (FA_UNLIKELY(!fa_slabs_find(&manager->slabs, block, &slab, &index))) return FA_ERR_CORRUPT;
+    leave(manager, fa_pool_size(&slab->pool, index), slab->pool.block_size);
+    fa_slabs_give(&manager->slabs, slab, index);
+    return FA_OK;
+}
+
 /* A zero block of the pool, if it may, or of a slab of the class; or null. The lock is held. */
 static void *small_alloc(fa_manager *manager, size_t size, uint32_t class, bool pool_may, size_t credit) {
     if (FA_UNLIKELY(!allowed(manager, size, credit))) return NULL;
@@ -139,8 +148,8 @@ static void *small_alloc(fa_manager *manager, size_t size, uint32_t class, bool 
     return block;
 }
 
-/* Locked managers, and what the pool does not hold. */
-static void *malloc_beyond(fa_manager *manager, size_t size) {
+/* Any small block, or null: locked managers, the pool's first round, a slab that has to be made. */
+FA_APART static void *malloc_anywhere(fa_manager *manager, size_t size) {
     if (FA_LIKELY(size <= FA_SLAB_MAX)) {
         lock(manager);
         void *block = small_alloc(manager, size, fa_slab_class(size), size <= manager->pool.block_size, 0);
@@ -148,6 +157,18 @@ static void *malloc_beyond(fa_manager *manager, size_t size) {
         if (FA_LIKELY(block != NULL)) return block;
     }
     return alloc_slow(manager, FA_MIN_ALIGNMENT, size, false, 0);
+}
+
+/* What the pool does not hold: a slab with room, else anywhere. */
+FA_APART static void *malloc_beyond(fa_manager *manager, size_t size) {
+    bool pool_may = size < manager->quick && !fa_pool_is_full(&manager->pool);
+    if (FA_UNLIKELY(manager->quick == 0 || size > FA_SLAB_MAX || (int64_t)size > manager->headroom || pool_may))
+        return malloc_anywhere(manager, size);
+    fa_slab *slab = fa_slabs_first(&manager->slabs, fa_slab_class(size));
+    if (FA_UNLIKELY(slab == NULL)) return malloc_anywhere(manager, size);
+    manager->fallbacks++;
+    enter(manager, size, slab->pool.block_size);
+    return fa_slabs_take_from(&manager->slabs, slab, size);
 }
 
 FA_HOT void *fa_malloc(fa_manager *manager, size_t size) {
@@ -163,22 +184,22 @@ fa_status fa_manager_try_free(fa_manager *manager, void *block) {
     if (in_pool) {
         status = pool_free(manager, block);
     } else if (FA_LIKELY(in_slabs)) {
-        uint32_t index;
-        fa_slab *slab;
-        if (FA_LIKELY(fa_slabs_find(&manager->slabs, block, &slab, &index))) {
-            leave(manager, fa_pool_size(&slab->pool, index), slab->pool.block_size);
-            fa_slabs_give(&manager->slabs, slab, index);
-            status = FA_OK;
-        }
+        status = slab_free(manager, block);
     }
     unlock(manager);
     return FA_LIKELY(in_pool || in_slabs) ? status : free_slow(manager, block);
 }
 
-/* Locked managers, and blocks that are not of the pool. */
-static void free_beyond(fa_manager *manager, void *block) {
+/* Locked managers, what is in neither pool nor slabs, and what is no block. */
+FA_APART static void free_anywhere(fa_manager *manager, void *block) {
     fa_status status = block == NULL ? FA_OK : fa_manager_try_free(manager, block);
     if (FA_UNLIKELY(status != FA_OK)) fa_report(&manager->reporter, "free", status, block);
+}
+
+/* Blocks that are not of the pool: of a slab, else anywhere. */
+FA_APART static void free_beyond(fa_manager *manager, void *block) {
+    if (FA_LIKELY(manager->quick != 0 && fa_slabs_own(&manager->slabs, block) && slab_free(manager, block) == FA_OK)) return;
+    free_anywhere(manager, block);
 }
 
 FA_HOT void fa_free(fa_manager *manager, void *block) {

@@ -14,13 +14,14 @@
 #if defined(__GNUC__)
 #define FA_HOT __attribute__((hot))
 #define FA_COLD __attribute__((cold, noinline))
-#define FA_NOINLINE __attribute__((noinline))
+/* Warm, but its registers must not be saved on the way that is hotter. */
+#define FA_APART __attribute__((noinline))
 #define FA_LIKELY(condition) __builtin_expect(!!(condition), 1)
 #define FA_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 #else
 #define FA_HOT
 #define FA_COLD
-#define FA_NOINLINE
+#define FA_APART
 #define FA_LIKELY(condition) (condition)
 #define FA_UNLIKELY(condition) (condition)
 #endif

@@ -131,7 +131,7 @@ static uint64_t aligned_from(const fa_blocks *blocks, uint32_t index, size_t ali
     return ((address + (alignment - 1)) & ~((uint64_t)alignment - 1)) - blocks->phase;
 }
 
-FA_NOINLINE static bool bin_take(fa_blocks *blocks, fa_level *level, uint32_t granules, size_t alignment, uint32_t *index) {
+FA_APART static bool bin_take(fa_blocks *blocks, fa_level *level, uint32_t granules, size_t alignment, uint32_t *index) {
     unsigned row, step;
     class_of(granules, &row, &step);
     for (; bin_next(&level->bins, &row, &step); step++) {
@@ -220,7 +220,7 @@ static bool free_below(const fa_blocks *blocks, const fa_level *level, uint32_t 
 
 /* [index, index + granules) becomes free: merged with its neighbours, and into what is not used yet if it is on top. What
  * lies right below a mark stays a block of its level: the cursor never passes a mark. */
-FA_NOINLINE static void give_range(fa_blocks *blocks, fa_level *level, uint32_t index, uint32_t granules) {
+FA_APART static void give_range(fa_blocks *blocks, fa_level *level, uint32_t index, uint32_t granules) {
     uint32_t end = index + granules, start;
     if (end < level_end(blocks, level) && kind_at(blocks, end) == FREE) {
         uint32_t above = fa_blocks_granules(blocks, end);

@@ -22,10 +22,11 @@
 #include <stdatomic.h>
 
 typedef struct fa_bump {
-    _Atomic size_t cursor;      /* offset of the first byte in no chunk */
     _Atomic uint64_t epoch;     /* chunks of other epochs are stale; never 0, never used twice in the process */
     size_t limit;               /* offset where the memory ends */
     size_t chunk;               /* bytes that a refill takes beyond what is asked */
+    /* Offset of the first byte in no chunk. Alone on its line: a refill must not take the rest from the other threads. */
+    _Alignas(64) _Atomic size_t cursor;
 } fa_bump;
 
 /* Written by its thread alone; the others may look, for statistics, so every access is a relaxed atomic: a plain move. */
@@ -36,18 +37,23 @@ typedef struct fa_chunk {
 
 #define FA_GET(variable) atomic_load_explicit(&(variable), memory_order_relaxed)
 #define FA_SET(variable, value) atomic_store_explicit(&(variable), (value), memory_order_relaxed)
+/* By the only thread that writes it: one instruction where the compiler would make three of the two plain moves. */
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+#define FA_ADD(variable, value) __asm__("addq %1, %0" : "+m"(variable) : "er"(value) : "cc")
+#else
+#define FA_ADD(variable, value) FA_SET(variable, FA_GET(variable) + (value))
+#endif
 
 static inline bool fa_chunk_is_current(const fa_bump *bump, const fa_chunk *chunk) {
     return FA_GET(chunk->epoch) == FA_GET(bump->epoch);
 }
 
-/* `size` bytes, a multiple of the granule and not 0, from a current chunk. */
-static inline bool fa_bump_take(fa_chunk *chunk, size_t size, size_t *offset) {
+/* Bytes 0 to `last`, `last + 1` being a multiple of the granule, from a current chunk. */
+static inline bool fa_bump_take(fa_chunk *chunk, size_t last, size_t *offset) {
     size_t cursor = FA_GET(chunk->cursor);
-    /* One test for "0" (which wraps, here and where a size was rounded up) and for "too much". */
-    if (FA_UNLIKELY(size - 1 >= FA_GET(chunk->end) - cursor)) return false;
+    if (FA_UNLIKELY(last >= FA_GET(chunk->end) - cursor)) return false;
     *offset = cursor;
-    FA_SET(chunk->cursor, cursor + size);
+    FA_SET(chunk->cursor, cursor + last + 1); /* at most the end */
     return true;
 }
 

@@ -81,14 +81,24 @@ static inline bool fa_slabs_find(const fa_slabs *slabs, const void *pointer, fa_
            fa_pool_is_live(&found->pool, *index);
 }
 
-/* A zero block of the class, or null. */
-static inline void *fa_slabs_take(fa_slabs *slabs, const fa_os *os, uint32_t class, size_t size) {
-    uint32_t head = slabs->partial[class];
-    fa_slab *slab = FA_LIKELY(head != 0) ? &slabs->slab[head - 1] : fa_slabs_refill(slabs, os, class);
-    if (FA_UNLIKELY(slab == NULL)) return NULL;
+/* A zero block of a slab with room. */
+static inline void *fa_slabs_take_from(fa_slabs *slabs, fa_slab *slab, size_t size) {
     void *block = fa_pool_take(&slab->pool, size);
     if (FA_UNLIKELY(fa_pool_is_full(&slab->pool))) fa_slabs_settle(slabs, slab, false);
     return block;
+}
+
+/* The slab of the class that the next block comes from, or null: one has to be made. */
+static inline fa_slab *fa_slabs_first(const fa_slabs *slabs, uint32_t class) {
+    uint32_t head = slabs->partial[class];
+    return FA_LIKELY(head != 0) ? &slabs->slab[head - 1] : NULL;
+}
+
+/* A zero block of the class, or null. */
+static inline void *fa_slabs_take(fa_slabs *slabs, const fa_os *os, uint32_t class, size_t size) {
+    fa_slab *slab = fa_slabs_first(slabs, class);
+    if (FA_UNLIKELY(slab == NULL)) slab = fa_slabs_refill(slabs, os, class);
+    return FA_LIKELY(slab != NULL) ? fa_slabs_take_from(slabs, slab, size) : NULL;
 }
 
 /* Zeroes and frees a live block. */

@@ -1,0 +1,132 @@
+/*
+ * measured_test.c - what docs/performance.md promises, as counts: page faults, residency, peaks
+ *
+ * Times belong to the benchmark. A count is the same on a busy machine, so a change that loses one fails here.
+ */
+#include <sys/resource.h>
+
+#include "support.h"
+
+static uint64_t faults_so_far(void) {
+    struct rusage usage;
+    CHECK(getrusage(RUSAGE_SELF, &usage) == 0);
+    return (uint64_t)usage.ru_minflt + (uint64_t)usage.ru_majflt;
+}
+
+/* Sanitizers have pages of their own for each of ours. */
+static void need_own_faults(void) { SKIP_IF(UNDER_SANITIZER, "a sanitizer's shadow takes page faults too"); }
+
+TEST(warm_vectors_of_an_arena_take_no_page_fault) {
+    need_own_faults();
+    fa_arena *arena = new_arena(FA_POLYNOMIAL, 64 * MIB);
+    for (size_t size = MIB; size <= 64 * MIB; size *= 4) {
+        uint64_t before = 0;
+        for (int round = 0; round < 5; round++) {
+            if (round == 1) before = faults_so_far();
+            unsigned char *vector = fa_arena_alloc(arena, size, 0);
+            CHECK(vector != NULL && is_aligned(vector, 64));
+            memset(vector, round, size);
+            fa_arena_free(arena, vector, size);
+        }
+        CHECK(faults_so_far() == before);
+    }
+    fa_arena_destroy(arena);
+}
+
+TEST(warm_large_blocks_of_a_manager_take_no_page_fault) {
+    need_own_faults();
+    fa_manager *manager = manager_with(NULL);
+    for (size_t size = MIB; size <= 32 * MIB; size *= 2) {
+        uint64_t before = 0;
+        for (int round = 0; round < 5; round++) {
+            if (round == 1) before = faults_so_far();
+            unsigned char *block = fa_malloc(manager, size);
+            CHECK(block != NULL);
+            memset(block, 1, size);
+            fa_free(manager, block);
+        }
+        CHECK(faults_so_far() == before);
+    }
+    fa_manager_destroy(manager);
+}
+
+TEST(a_reset_round_of_small_blocks_takes_no_page_fault) {
+    need_own_faults();
+    fa_arena *arena = new_arena(FA_SCRATCH, MIB);
+    uint64_t before = 0;
+    for (int round = 0; round < 5; round++) {
+        if (round == 1) before = faults_so_far();
+        for (size_t i = 0; i < 10000; i++) {
+            uint64_t *block = fa_arena_alloc(arena, 32, 0);
+            CHECK(block != NULL);
+            *block = i;
+        }
+        CHECK(fa_arena_reset(arena) == FA_OK);
+    }
+    CHECK(faults_so_far() == before);
+    fa_arena_destroy(arena);
+}
+
+/* A reset that visited blocks, or gave pages back, would touch memory or lose it. */
+TEST(a_reset_keeps_every_page_and_touches_none) {
+    SKIP_IF(UNDER_SANITIZER, "ten million blocks");
+    enum { BLOCKS = 10000000 };
+    fa_arena *arena = new_arena(FA_SCRATCH, (size_t)BLOCKS * 16);
+    for (size_t i = 0; i < BLOCKS; i++) CHECK(fa_arena_alloc(arena, 16, 0) != NULL);
+    const uint64_t resident = arena_stats(arena).resident, before = faults_so_far();
+    CHECK(resident <= 64 * KIB); /* nobody wrote into them */
+    CHECK(fa_arena_reset(arena) == FA_OK);
+    CHECK(faults_so_far() == before && arena_stats(arena).resident == resident && arena_stats(arena).live == 0);
+    fa_arena_destroy(arena);
+}
+
+/* Twenty rounds of vectors, allocated and freed in mixed order, the same in every round. */
+TEST(a_provers_rounds_take_no_page_fault_after_the_first_and_no_more_memory_than_they_hold) {
+    enum { SLOTS = 10, STEPS = 48, ROUNDS = 20, LEAST = 64 << 10 };
+    fa_arena *arena = new_arena(FA_POLYNOMIAL, 128 * MIB);
+    uint64_t before = 0;
+    size_t live = 0, largest = 0;
+    for (int round = 0; round < ROUNDS; round++) {
+        if (round == 1) before = faults_so_far();
+        random_source source = {7};
+        unsigned char *vector[SLOTS] = {NULL};
+        size_t size[SLOTS] = {0};
+        for (int step = 0; step < STEPS + SLOTS; step++) {
+            const size_t slot = step < STEPS ? random_below(&source, SLOTS) : (size_t)(step - STEPS);
+            if (vector[slot] != NULL) {
+                fa_arena_free(arena, vector[slot], size[slot]);
+                vector[slot] = NULL;
+                live -= size[slot];
+            } else if (step < STEPS) {
+                size[slot] = (size_t)LEAST << random_below(&source, 7);
+                vector[slot] = fa_arena_alloc(arena, size[slot], 0);
+                CHECK(vector[slot] != NULL);
+                for (size_t i = 0; i < size[slot]; i += 4096) vector[slot][i] = 1;
+                live += size[slot];
+                if (live > largest) largest = live;
+            }
+        }
+        CHECK(live == 0);
+    }
+    CHECK(UNDER_SANITIZER || faults_so_far() == before);
+    CHECK(arena_stats(arena).peak <= largest + largest / 4);
+    fa_arena_destroy(arena);
+}
+
+/* Growing moves pages: the bytes that were there are not touched. */
+TEST(a_large_block_grows_without_a_page_fault_for_what_it_holds) {
+    need_own_faults();
+    fa_manager *manager = manager_with(NULL);
+    const size_t size = 8 * MIB;
+    unsigned char *block = fa_malloc(manager, size);
+    CHECK(block != NULL);
+    memset(block, 1, size);
+    const uint64_t before = faults_so_far();
+    unsigned char *moved = fa_realloc(manager, block, 4 * size);
+    CHECK(moved != NULL && faults_so_far() - before < 16);
+    CHECK(moved[0] == 1 && moved[size - 1] == 1 && moved[size] == 0);
+    fa_free(manager, moved);
+    fa_manager_destroy(manager);
+}
+
+int main(int argc, char **argv) { return tap_main(argc, argv); }
