@@ -338,7 +338,7 @@ static verdict judge(const bench_target *target) {
         break;
     case AT_MOST_PERCENT:
         result.value = (double)of->percent;
-        snprintf(result.text, sizeof result.text, "%s: peak at most %.0f %% of the largest live set: %.0f %%", of->name,
+        snprintf(result.text, sizeof result.text, "%s: resident at most %.0f %% of the largest live set: %.0f %%", of->name,
                  bound, result.value);
         break;
     case NO_TARGET: break;

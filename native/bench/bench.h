@@ -123,7 +123,7 @@ typedef struct limit_stack {
 } limit_stack;
 void *limit_stack_pop(limit_stack *stack);
 void limit_stack_push(limit_stack *stack, void *block);
-void limit_stack_zero_push(limit_stack *stack, void *block, size_t size);
+void limit_stack_zero_push(limit_stack *stack, void *block);
 void limit_zero(void *block, size_t size);
 void limit_nothing(void *context, size_t size);
 

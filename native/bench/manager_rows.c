@@ -39,7 +39,7 @@ static inline unsigned char *churn_alloc(churn *self, churner who, uint32_t size
 static inline void churn_free(churn *self, churner who, void *block, uint32_t size) {
     if (who == OURS) fa_free(self->manager, block);
     else if (who == STACK) limit_stack_push(&stack, block);
-    else if (who == STACK_ZEROING) limit_stack_zero_push(&stack, block, size);
+    else if (who == STACK_ZEROING) limit_stack_zero_push(&stack, block);
     else {
         if (who == PEER_ZEROING) limit_zero(block, size);
         free(block);
