@@ -37,5 +37,5 @@ def pytest_sessionfinish(session, exitstatus):
     assert _binding.installed_is_valid()
     if UNDER == "install":
         stats = fa.numpy_stats()
-        assert stats.large > 0
+        assert stats.peak > 0
         print(f"\nfastalloc: {stats.as_dict()}")

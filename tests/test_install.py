@@ -391,6 +391,7 @@ def test_thread_storm() -> None:
                 fa.numpy_stats()
         for thread in threads: thread.join()
         assert not errors, errors
+        array = None
         while not passed.empty():
             array, mark = passed.get()
             assert (array == mark).all()
