@@ -106,7 +106,7 @@ ROWS: dict[str, Callable[[], tuple[Call, Call | None]]] = {
     "a*b+sqrt(a)*b 256 MiB": lambda: expression(256),
     "a*b+sqrt(a)*b 512 MiB": lambda: expression(512),
     "mixed, 1 thread": lambda: mixed(1),
-    "mixed, 2 threads": lambda: mixed(2),
+    "mixed, 2 threads": lambda: mixed(2),  # new threads are outside of the scope
     "np.zeros(64 MiB) untouched": lambda: zeros(touched=False),
     "np.zeros(64 MiB) touched": lambda: zeros(touched=True),
 }
@@ -177,7 +177,7 @@ def resident() -> int:
 
 
 def child(column: str, names: list[str]) -> dict[str, float]:
-    """Seconds per call of each row under one column that is a state of the process, and the memory of the mixed loop."""
+    """Seconds per call of each row under what is a state of the process, and the memory of the mixed loop."""
     if column == "installed":
         fa.install(decay=1.0)
     if column == "numpy-allocator":

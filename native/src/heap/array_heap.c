@@ -27,9 +27,9 @@
 #define LINEAR_MAX ((size_t)1 << 10) /* classes in steps of 64 bytes up to here, then four to each power of two */
 #define LINEAR_CLASSES (uint32_t)(LINEAR_MAX >> ALIGNMENT_LOG2)
 #define SMALL_MAX ((size_t)8 << 10)
-#define MEDIUM_MAX ((size_t)512 << 10)
+#define MEDIUM_MAX ((size_t)256 << 10)
 #define SMALL_CLASSES (LINEAR_CLASSES + 3 * 4)
-#define CLASSES (SMALL_CLASSES + 6 * 4)
+#define CLASSES (SMALL_CLASSES + 5 * 4)
 #define STACK_MAX 64U
 /* What a stack may hold in bytes, once it is more than four blocks. */
 #define STACK_BYTES ((size_t)256 << 10)
@@ -37,12 +37,13 @@
 
 #define HUGE_PAGE ((size_t)2 << 20)
 #define LARGE_STEPS_LOG2 3
+#define WHOLE_HUGE_PAGES ((size_t)8 << 20)
 #define MAX_LARGE ((size_t)1 << (sizeof(size_t) * 8 - 2))
 /* Zeros from here on come from pages that are not there yet, as a large calloc of the C library's. Below, the pages are kept. */
 #define LAZY_ZEROS ((size_t)32 << 20)
 /* Cached large blocks may make the process this much larger than its arrays alone have been. */
 #define SPARE_PART 8
-#define SPARE_BYTES ((size_t)32 << 20)
+#define SPARE_BYTES ((size_t)16 << 20)
 /* How often, in parts of the decay, old memory is looked for. */
 #define TRIM_PARTS 8
 
@@ -281,10 +282,11 @@ static inline bool in_range(const range *in, const void *pointer) {
 
 /* ---- large blocks ------------------------------------------------------------------------------------------------- */
 
+/* Whole huge pages once that wastes little, so that cut and joined blocks keep them; less than an eighth below. */
 static size_t large_room(const fa_array_heap *heap, size_t size) {
     if (size > MAX_LARGE) return 0;
-    size_t step = (size_t)1 << (fa_log2(size - 1) - LARGE_STEPS_LOG2), room;
-    return fa_align_up(size, fa_max(fa_min(step, (size_t)4 << 20), heap->os->page_size()), &room) ? room : 0;
+    size_t step = size >= WHOLE_HUGE_PAGES ? HUGE_PAGE : (size_t)1 << (fa_log2(size - 1) - LARGE_STEPS_LOG2), room;
+    return fa_align_up(size, fa_max(step, heap->os->page_size()), &room) ? room : 0;
 }
 
 static void release_evicted(const fa_array_heap *heap, const fa_evicted *evicted) {
@@ -303,8 +305,18 @@ static void purge(fa_array_heap *heap, uint64_t now, size_t keep) {
 static void make_way(fa_array_heap *heap, size_t room) {
     uint64_t peak = fa_max(heap->period_peak, heap->last_peak), need = heap->large_live + room;
     uint64_t bound = fa_max(peak + peak / SPARE_PART, peak + SPARE_BYTES);
-    size_t keep = bound > need ? (size_t)(bound - need) : 0;
-    if (heap->cache.bytes > keep) purge(heap, heap->os->milliseconds(), keep);
+    size_t keep = bound > need ? (size_t)(bound - need) : 0, excess;
+    fa_cached tail;
+    while (heap->cache.bytes > keep) {
+        if (!fa_align_up(heap->cache.bytes - keep, HUGE_PAGE, &excess) || !fa_cache_shrink(&heap->cache, excess, &tail)) {
+            fa_evicted evicted;
+            evicted.count = 0;
+            fa_cache_purge(&heap->cache, heap->os->milliseconds(), heap->cache.bytes - 1, &evicted);
+            release_evicted(heap, &evicted);
+        } else {
+            (void)heap->os->release(tail.address, tail.size);
+        }
+    }
 }
 
 static void *map_large(fa_array_heap *heap, size_t room) {
@@ -331,7 +343,8 @@ static void *alloc_large(fa_array_heap *heap, size_t size, bool zeroed) {
     if (room == 0) return NULL;
     trim_now_and_then(heap);
     fa_cached found = {.address = NULL, .size = room};
-    bool hit = fa_cache_take(&heap->cache, room, heap->os->page_size(), &found);
+    bool hit = fa_cache_take(&heap->cache, room, heap->os->page_size(), &found) ||
+               fa_cache_cut(&heap->cache, room, &found);
     if (!hit) {
         make_way(heap, room);
         found.address = map_large(heap, room);
@@ -357,6 +370,7 @@ FA_COLD static fa_status free_large(fa_array_heap *heap, void *block) {
     heap->large_live -= room;
     fa_evicted evicted;
     evicted.count = 0;
+    fa_cache_join(&heap->cache, &block, &room);
     fa_cache_put(&heap->cache, block, room, heap->os->milliseconds(), &evicted);
     release_evicted(heap, &evicted);
     return FA_OK;
@@ -545,7 +559,7 @@ bool fa_array_heap_is_valid(const fa_array_heap *heap) {
 #define RANGE_LOG2 (sizeof(void *) >= 8 ? 36U : 26U)
 #define RANGE_LOG2_MIN 24U
 #define SMALL_SPAN_LOG2 16U
-#define MEDIUM_SPAN_LOG2 22U
+#define MEDIUM_SPAN_LOG2 21U
 #define MEDIUM_UNIT_LOG2 11U
 
 static void reserve_some(range *made, const fa_os *os, unsigned unit_log2, unsigned span_log2) {

@@ -2,7 +2,7 @@
  * heap/array_heap.h - the heap behind fastalloc.install(): the data of every NumPy array of a process
  *
  *     size <= 8 KiB      stack of the class -- empty or full --> spans of 64 KiB --> a reserved range
- *     size <= 512 KiB    stack of the class -- empty or full --> spans of 4 MiB  --> another range
+ *     size <= 256 KiB    stack of the class -- empty or full --> spans of 2 MiB  --> another range
  *     above              cache (mem/cache.h) -- nothing fits --> the system's pages, known to a table (mem/table.h)
  *
  * Unlike a manager it does not zero what is freed: that is a manager's promise, and costs an array of 4 KiB a tenth of an addition.
