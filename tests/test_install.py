@@ -461,3 +461,52 @@ def test_the_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FASTALLOC_NUMPY", value)
         ran = run_python(script)
         assert (ran.returncode, ran.stdout, ran.stderr) == (0, expected, "")
+
+
+# ---- what is not routed (docs/numpy.md) ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "routed"),
+    [
+        ("np.frombuffer(bytearray(800))", False),
+        ("np.asarray(memoryview(bytearray(800)))", False),
+        ("np.from_dlpack(np.frombuffer(bytearray(800)))", False),
+        ("np.ctypeslib.as_array((ctypes.c_double * 100)())", False),
+        ("np.memmap(tempfile.TemporaryFile(), np.uint8, shape=100)", False),
+        ("np.array(np.frombuffer(bytearray(800)))", True),
+        ("np.array(np.memmap(tempfile.TemporaryFile(), np.uint8, shape=100))", True),
+        ("np.array([object(), 'text' * 100], object)", True),
+        ("np.ones((10, 10))[2:].T", True),
+        ("np.lib.stride_tricks.sliding_window_view(np.ones(100), 3)", True),
+        ("np.resize(np.ones(3), 100)", True),
+        ("np.ones(100).astype(float, copy=False)", True),
+        ("pickle.loads(pickle.dumps(np.ones(1000)))", None),
+        ("copy.deepcopy(np.ones(100))", True),
+        ("np.add(np.ones(100), 1, out=np.empty(100))", True),
+    ],
+)
+def test_what_is_routed_and_what_is_not(make: str, routed: bool | None) -> None:
+    run(f"""
+        import copy, ctypes, pickle, tempfile
+        fa.install()
+        array = {make}
+        if {routed} is not None:
+            assert fa.handles(array) is {routed}
+        str(array)
+    """)
+
+
+def test_contents_and_workspaces_are_not_routed() -> None:
+    run("""
+        fa.install()
+        def arrays_made(call):
+            before = fa.numpy_stats()
+            call()
+            return (fa.numpy_stats() - before).arrays
+        assert arrays_made(lambda: np.ones(1000).tobytes()) == 0
+        assert arrays_made(lambda: np.ones(1000).tolist()) == 0
+        kept = []
+        assert arrays_made(lambda: kept.append(np.array([b"x" * 1000 for _ in range(100)], object))) == 1
+        assert arrays_made(lambda: kept.append(np.ones(3)[0])) == 0
+    """)
