@@ -230,6 +230,20 @@ def test_memory_goes_back_after_the_decay_and_the_budget_holds() -> None:
     """)
 
 
+def test_without_decay_and_without_cache() -> None:
+    run("""
+        fa.install(decay=None)
+        np.ones(10_000_000)
+        assert fa.numpy_stats().cached >= 80_000_000
+        fa.get_allocator().trim()
+        assert fa.numpy_stats().cached == 0
+        fa.install(large_cache=0)
+        for size in (100_000, 1_000_000, 10_000_000):
+            np.ones(size).resize(size * 2, refcheck=False)
+        assert fa.numpy_stats().cached < 8 << 20
+    """)
+
+
 def test_without_address_space_numpys_own_functions_serve() -> None:
     run("""
         import resource

@@ -242,7 +242,7 @@ FA_COLD static void *refill(fa_array_heap *heap, uint32_t class) {
 /* Gives the half that has not been used for longest back to the spans. */
 static void flush(fa_array_heap *heap, uint32_t class, uint32_t keep) {
     stack *own = &heap->stacks[class];
-    uint32_t gone = own->count - fa_min(own->count, keep) > 0 ? own->count - keep : 0;
+    uint32_t gone = own->count > keep ? own->count - keep : 0;
     void *blocks[STACK_MAX];
     memcpy(blocks, own->block, gone * sizeof *blocks);
     own->count -= gone;
@@ -481,6 +481,7 @@ static void empty_class(fa_array_heap *heap, uint32_t class, uint64_t now) {
 }
 
 void fa_array_heap_trim(fa_array_heap *heap, bool all) {
+    if (!all && heap->decay == 0) return;
     uint64_t now = heap->os->milliseconds();
     heap->trimmed_at = now;
     bool period_ended = now - heap->period_at >= heap->decay;
