@@ -7,7 +7,7 @@ SOURCES := $(shell find native/include native/src native/cmake native/CMakeLists
 # pip, pytest and the rest come from the environment; so do cmake and ninja, which a fresh machine does not have.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-valgrind test-all bench bench-native count-native check wheel clean
+.PHONY: demo test test-all test-numpy test-valgrind bench bench-native bench-numpy count-native check wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -20,11 +20,18 @@ test: $(VENV)/.test
 	ASAN_OPTIONS=detect_leaks=0 tests/asan/run tests/test_stark.py -k arenas
 	pytest
 
+# NumPy's own tests, whole, with fastalloc installed and in a scope; make test runs a slice of them (tests/test_numpy_suite.py).
+test-numpy: $(VENV)/.test
+	for under in install scope; do \
+	    FASTALLOC_TEST_UNDER=$$under PYTHONPATH=tests PYTHONSAFEPATH=1 pytest -p numpy_installed -c /dev/null -q -n 2 \
+	        -m "not slow" --ignore-glob='*f2py*' --pyargs numpy || exit 1; \
+	done
+
 test-valgrind: $(VENV)/.test
 	FASTALLOC_TEST_PRESETS=debug FASTALLOC_TEST_WRAPPER="valgrind --quiet --leak-check=full --error-exitcode=99" \
 	    pytest tests/test_native.py -k test_c
 
-test-all: test test-valgrind
+test-all: test test-numpy test-valgrind
 
 check: $(VENV)/.dev
 	ruff check
@@ -44,6 +51,9 @@ bench-native: $(VENV)/.test
 count-native: $(VENV)/.test
 	cd native && cmake --preset release && cmake --build --preset release --target bench
 	native/bench/count build/release/bench/bench
+
+bench-numpy: $(VENV)/.bench
+	PYTHONSAFEPATH=1 python asv_bench/quick_numpy.py --json build/bench-numpy.json
 
 wheel: $(VENV)/.made
 	pip wheel --no-deps --wheel-dir dist .

@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 INCLUDE_DIRS = [ROOT / "native" / "include", ROOT / "native" / "src"]
 LINE_LENGTH = 120
-HEADERS = ["fastalloc.h", "heap/arena.h", "heap/manager.h"]
+HEADERS = ["fastalloc.h", "heap/arena.h", "heap/array_heap.h", "heap/manager.h"]
 
 # cffi makes a PyInit__native; renamed, it is called by the PyInit__native of adapters/python.c, which adds the C types.
 PREAMBLE = "\n".join([f'#include "{header}"' for header in HEADERS] + ["#define PyInit__native fa_python_cffi_module"])
@@ -38,7 +38,7 @@ def preprocess(source: str) -> str:
 
 
 def cdef() -> str:
-    """The C declarations of the public header and of the two that the adapters use."""
+    """The C declarations of the public header and of those that the adapters use."""
     return preprocess("".join(f'#include "{header}"\n' for header in HEADERS))
 
 
@@ -47,8 +47,13 @@ def cdef() -> str:
 
 def statistics() -> dict[str, list[tuple[str, str, str]]]:
     """(name, unit, description) of each field, for each X-macro list."""
-    lists = {"ArenaFields": "FA_ARENA_STATS", "ManagerFields": "FA_MANAGER_STATS", "ProtectionFields": "FA_PROTECTION"}
-    source = '#include "fastalloc.h"\n#define ROW(name, unit, doc) @ROW name unit doc\n'
+    lists = {
+        "ArenaFields": "FA_ARENA_STATS",
+        "ManagerFields": "FA_MANAGER_STATS",
+        "NumpyFields": "FA_NUMPY_STATS",
+        "ProtectionFields": "FA_PROTECTION",
+    }
+    source = '#include "heap/array_heap.h"\n#define ROW(name, unit, doc) @ROW name unit doc\n'
     source += "".join(f"@LIST {name}\n{macro}(ROW)\n" for name, macro in lists.items())
     found: dict[str, list[tuple[str, str, str]]] = {}
     for token in re.finditer(r'@LIST (\w+)|@ROW (\w+) "([^"]*)" "([^"]*)"', preprocess(source)):

@@ -14,6 +14,7 @@ Three kinds of arenas (witness, polynomial, scratch), a small-object manager, an
 True
 """
 
+import os
 from pathlib import Path
 
 from fastalloc import _binding
@@ -36,7 +37,8 @@ from fastalloc.errors import (
     UnsupportedError,
 )
 from fastalloc.manager import Manager
-from fastalloc.stats import ArenasStats, ArenaStats, ManagerStats, Protection, Track
+from fastalloc.process import InstalledAllocator, install, numpy_stats, uninstall
+from fastalloc.stats import ArenasStats, ArenaStats, ManagerStats, NumpyStats, Protection, Track
 from fastalloc.units import format_size, parse_size
 
 __all__ = [
@@ -53,11 +55,13 @@ __all__ = [
     "ForeignBlockError",
     "FreedBlockError",
     "InUseError",
+    "InstalledAllocator",
     "Kind",
     "LockError",
     "Manager",
     "ManagerStats",
     "Mark",
+    "NumpyStats",
     "OtherAllocator",
     "OutOfMemoryError",
     "Polynomial",
@@ -74,9 +78,12 @@ __all__ = [
     "get_include",
     "get_library",
     "handles",
+    "install",
+    "numpy_stats",
     "parse_size",
     "secure_zero",
     "set_allocator",
+    "uninstall",
     "using_allocator",
 ]
 
@@ -100,3 +107,7 @@ def get_include() -> str:
 def get_library() -> str:
     """The shared C library, for C programs and ctypes."""
     return str(_find(("lib/libfastalloc.so*", "lib/libfastalloc*.dylib", "lib/fastalloc*.dll")))
+
+
+if os.environ.get("FASTALLOC_NUMPY") == "1":
+    install()

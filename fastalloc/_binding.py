@@ -15,14 +15,20 @@ from fastalloc._native import (
     ArenaScope,
     Block,
     Heap,
+    InstalledAllocator,
     ManagerBase,
     OtherAllocator,
     Routed,
     address_of,
     any_owns,
     get_allocator,
+    install,
+    installed,
+    installed_is_valid,
+    numpy_stats,
     secure_zero,
     set_allocator,
+    uninstall,
     using_allocator,
 )
 from fastalloc.errors import (
@@ -46,14 +52,20 @@ __all__ = [
     "ArenaScope",
     "Block",
     "Heap",
+    "InstalledAllocator",
     "ManagerBase",
     "OtherAllocator",
     "Routed",
     "address_of",
     "any_owns",
     "get_allocator",
+    "install",
+    "installed",
+    "installed_is_valid",
+    "numpy_stats",
     "secure_zero",
     "set_allocator",
+    "uninstall",
     "using_allocator",
 ]
 
@@ -274,6 +286,7 @@ def manager_stats(heap: Heap) -> dict[str, int]:
 
 def _at_exit() -> None:
     _native.leave_numpy()
+    _native.leave_install()
     _native.close_all()
 
 

@@ -126,6 +126,43 @@ MANAGER_UNITS = {
 
 
 @dataclass(frozen=True, slots=True)
+class NumpyFields:
+    """A record of C, as it is."""
+
+    arrays: int
+    """Blocks that live arrays hold."""
+    used: int
+    """Bytes: held by live arrays, rounding included."""
+    peak: int
+    """Bytes: largest value of used so far, seen whenever a large block or a span is taken."""
+    cached: int
+    """Bytes: kept resident for the next arrays."""
+    reserved: int
+    """Bytes: address space."""
+    large: int
+    """Blocks that came from the kernel or the cache of large blocks."""
+    cache_hits: int
+    """Large blocks served from the cache."""
+    moved: int
+    """Reallocations that moved pages instead of copying bytes."""
+    fallbacks: int
+    """Allocations that were refused here and went to numpy's own functions."""
+
+
+NUMPY_UNITS = {
+    "arrays": "count",
+    "used": "bytes",
+    "peak": "bytes",
+    "cached": "bytes",
+    "reserved": "bytes",
+    "large": "count",
+    "cache_hits": "count",
+    "moved": "count",
+    "fallbacks": "count",
+}
+
+
+@dataclass(frozen=True, slots=True)
 class ProtectionFields:
     """A record of C, as it is."""
 

@@ -1,7 +1,6 @@
 """The manager: a small heap for many small objects, which zeroes every byte before it is freed."""
 
 import dataclasses
-import math
 import weakref
 from types import TracebackType
 from typing import Any, Self
@@ -9,12 +8,11 @@ from typing import Any, Self
 from fastalloc import _binding
 from fastalloc.arena import address_of, check_name
 from fastalloc.arrays import ArrayFunctions
-from fastalloc.errors import ArgumentError, ArgumentTypeError
+from fastalloc.errors import ArgumentError
 from fastalloc.stats import GAUGES, ManagerStats, Measure, Measured
-from fastalloc.units import Size, format_size, parse_size
+from fastalloc.units import Size, format_size, milliseconds, parse_size
 
 _MAX_BLOCK_SIZE = 64 << 10
-_MAX_AGE = (2**32 - 1) // 1000
 
 
 class Manager(_binding.ManagerBase, ArrayFunctions, Measured[ManagerStats]):
@@ -91,7 +89,7 @@ class Manager(_binding.ManagerBase, ArrayFunctions, Measured[ManagerStats]):
             "block_size": size,
             "large_size": None if large_size is None else parse_size(large_size, "large_size", minimum=1),
             "cache_limit": parse_size(cache, "cache"),
-            "cache_age": _milliseconds(cache_age),
+            "cache_age": milliseconds(cache_age, "cache_age"),
             "limit": 0 if limit is None else parse_size(limit, "limit", minimum=1),
         }
         label = "manager" + ("" if name is None else f" {check_name(name)!r}")
@@ -205,14 +203,3 @@ class Manager(_binding.ManagerBase, ArrayFunctions, Measured[ManagerStats]):
     def _restart_peak(self) -> tuple[int, int]:
         heap = self._memory
         return (0, 0) if heap is None else _binding.manager_restart_peak(heap)
-
-
-def _milliseconds(seconds: object) -> int:
-    """cache_age for C, where 0 is never."""
-    if seconds is None:
-        return 0
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise ArgumentTypeError(f"cache_age: expected seconds or None, not {type(seconds).__name__}")
-    if not math.isfinite(seconds) or not 0 < seconds <= _MAX_AGE:
-        raise ArgumentError(f"cache_age: {seconds} is not between 0 and {_MAX_AGE} seconds (None: never given back)")
-    return max(1, round(seconds * 1000))

@@ -56,6 +56,14 @@ class ManagerStats(_fields.ManagerFields, Record):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class NumpyStats(_fields.NumpyFields, Record):
+    """The state of the allocator that install() installs unless it is given one, for the whole process."""
+
+    UNITS: ClassVar["Mapping[str, str]"] = _fields.NUMPY_UNITS
+    __str__ = Record.__str__
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Protection(_fields.ProtectionFields, Record):
     """The protections of an arena's memory that took effect, in bytes."""
 

@@ -6,6 +6,7 @@
 '1.5 GiB'
 """
 
+import math
 import operator
 import re
 from fractions import Fraction
@@ -122,3 +123,32 @@ def format_size(size: int) -> str:
         power, tenths = power + 1, 10
     number = f"{tenths // 10}.{tenths % 10}".removesuffix(".0")
     return f"{sign}{number} {_BINARY[power - 1]}"
+
+
+_MAX_SECONDS = (2**32 - 1) // 1000
+
+
+def milliseconds(seconds: object, name: str) -> int:
+    """An age for C, where 0 is never.
+
+    Parameters
+    ----------
+    seconds : float or None
+        None is never.
+    name : str
+        The argument's, for messages.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If it is no number.
+    ArgumentError
+        If it is out of range.
+    """
+    if seconds is None:
+        return 0
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise ArgumentTypeError(f"{name}: expected seconds or None, not {type(seconds).__name__}")
+    if not math.isfinite(seconds) or not 0 < seconds <= _MAX_SECONDS:
+        raise ArgumentError(f"{name}: {seconds} is not between 0 and {_MAX_SECONDS} seconds (None: never given back)")
+    return max(1, round(seconds * 1000))

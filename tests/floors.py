@@ -23,6 +23,7 @@ PYTHON_FLOORS = [
     {"stats"},
     {"block", "arrays"},
     {"arena", "manager", "allocator"},
+    {"process"},
     {"__init__"},
     {"cli"},
 ]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from fastalloc import FastallocError, __version__
 
-from . import demo
+from . import demo, run
 
 __all__ = ["main"]
 
@@ -16,8 +16,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"fastalloc {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
     demo.add_parser(commands)
+    run.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))
     except (FastallocError, ImportError, OSError, ValueError) as error:
+        if getattr(options, "program_runs", False):  # of the program that `run` runs: it is not ours to explain
+            raise
         parser.exit(2, f"fastalloc: {error}\n")

@@ -26,31 +26,13 @@
 
 /* ---- NumPy's side ------------------------------------------------------------------------------------------------- */
 
-typedef struct {
-    void *context;
-    void *(*malloc)(void *context, size_t size);
-    void *(*calloc)(void *context, size_t count, size_t size);
-    void *(*realloc)(void *context, void *block, size_t size);
-    void (*free)(void *context, void *block, size_t size);
-} numpy_functions;
-
-/* PyDataMem_Handler, version 1. */
-typedef struct {
-    char name[127];
-    uint8_t version;
-    numpy_functions functions;
-} numpy_handler;
-
-#define NUMPY_CAPSULE_NAME "mem_handler"
-#define NUMPY_HANDLER_VERSION 1
-
 /* Places in the table, and the first version of it (of NumPy 1.22) that has handlers. */
 enum { NUMPY_FEATURE_VERSION = 211, NUMPY_SET_HANDLER = 304, NUMPY_GET_HANDLER = 305, NUMPY_DEFAULT_HANDLER = 306 };
 #define NUMPY_FIRST_FEATURE 0xfU
 
 static PyObject *(*set_handler)(PyObject *handler); /* null is the default; returns the one before */
 static PyObject *(*get_handler)(void);
-static PyObject *default_handler;
+PyObject *fa_numpy_default, *fa_numpy_own;
 
 static void *numpy_table(void) {
     static const char *const names[] = {"numpy._core._multiarray_umath", "numpy.core._multiarray_umath"};
@@ -67,8 +49,7 @@ static void *numpy_table(void) {
     return NULL;
 }
 
-/* Imports NumPy, the first time it is needed. */
-static int numpy_ready(void) {
+int fa_numpy_ready(void) {
     if (FA_LIKELY(set_handler != NULL)) return 0;
     void **table = numpy_table();
     if (!table) return -1;
@@ -78,7 +59,12 @@ static int numpy_ready(void) {
         PyErr_SetString(fa_UnsupportedError, "this NumPy has no data-allocation handlers; 1.22 was the first");
         return -1;
     }
-    memcpy(&default_handler, table[NUMPY_DEFAULT_HANDLER], sizeof default_handler);
+    memcpy(&fa_numpy_default, table[NUMPY_DEFAULT_HANDLER], sizeof fa_numpy_default);
+    if (!fa_numpy_own) {
+        void *own = PyCapsule_GetPointer(fa_numpy_default, FA_NUMPY_CAPSULE);
+        fa_numpy_own = own ? PyCapsule_New(own, FA_NUMPY_CAPSULE, NULL) : NULL;
+        if (!fa_numpy_own) return -1;
+    }
     memcpy(&get_handler, &table[NUMPY_GET_HANDLER], sizeof get_handler);
     memcpy(&set_handler, &table[NUMPY_SET_HANDLER], sizeof set_handler);
     return 0;
@@ -87,7 +73,7 @@ static int numpy_ready(void) {
 /* ---- our handlers ------------------------------------------------------------------------------------------------- */
 
 typedef struct handler {
-    numpy_handler numpy; /* first: what the capsule points at */
+    fa_numpy_handler numpy; /* first: what the capsule points at */
     fa_heap *heap;       /* null: the functions are those of `source` */
     PyObject *source;    /* another handler's capsule, that this one stands for */
     PyObject *allocator; /* the Arena or Manager, while entered */
@@ -101,20 +87,20 @@ typedef struct handler {
  * touched. `context` is a Heap, which the capsule holds. The size that free is given is not to be trusted, and not needed:
  * arenas of Python are tracked, and a tracked arena goes by its own record whatever size it is told.
  */
-FA_HOT static void *array_malloc(void *context, size_t size) {
+FA_HOT void *fa_numpy_malloc(void *context, size_t size) {
     const fa_heap *heap = context;
     if (heap->arena) return fa_arena_alloc(heap->arena, size, heap->array_alignment);
     return fa_aligned_alloc(heap->manager, heap->array_alignment, size);
 }
 
-static void *array_calloc(void *context, size_t count, size_t size) {
+void *fa_numpy_calloc(void *context, size_t count, size_t size) {
     const fa_heap *heap = context;
     if (size != 0 && count > SIZE_MAX / size) return NULL;
     if (heap->arena) return fa_arena_alloc_zeroed(heap->arena, count * size, heap->array_alignment);
     return fa_manager_alloc_zeroed(heap->manager, heap->array_alignment, count * size);
 }
 
-FA_HOT static void array_free(void *context, void *block, size_t size) {
+FA_HOT void fa_numpy_free(void *context, void *block, size_t size) {
     const fa_heap *heap = context;
     (void)size;
     if (!block) return;
@@ -122,9 +108,9 @@ FA_HOT static void array_free(void *context, void *block, size_t size) {
     else fa_free(heap->manager, block);
 }
 
-static void *array_realloc(void *context, void *block, size_t size) {
+void *fa_numpy_realloc(void *context, void *block, size_t size) {
     const fa_heap *heap = context;
-    if (!block) return array_malloc(context, size);
+    if (!block) return fa_numpy_malloc(context, size);
     if (heap->arena) return fa_arena_realloc(heap->arena, block, 0, size, heap->array_alignment);
     fa_status status;
     return fa_manager_try_realloc(heap->manager, block, heap->array_alignment, size ? size : 1, &status);
@@ -154,10 +140,10 @@ static void handler_free(handler *freed) {
     PyMem_Free(freed);
 }
 
-static void handler_drop(PyObject *capsule) { handler_free(PyCapsule_GetPointer(capsule, NUMPY_CAPSULE_NAME)); }
+static void handler_drop(PyObject *capsule) { handler_free(PyCapsule_GetPointer(capsule, FA_NUMPY_CAPSULE)); }
 
 /* The handler in a capsule of ours. */
-static handler *handler_in(PyObject *capsule) { return PyCapsule_GetPointer(capsule, NUMPY_CAPSULE_NAME); }
+static handler *handler_in(PyObject *capsule) { return PyCapsule_GetPointer(capsule, FA_NUMPY_CAPSULE); }
 
 /* Likewise; null if the capsule is not one of ours. */
 static handler *ours(PyObject *capsule) {
@@ -172,12 +158,12 @@ static PyObject *handler_new(fa_heap *heap, PyObject *source) {
     made->source = heap ? NULL : Py_XNewRef(source);
     if (heap) {
         snprintf(made->numpy.name, sizeof made->numpy.name, "fastalloc %s", heap->label);
-        made->numpy.version = NUMPY_HANDLER_VERSION;
-        made->numpy.functions = (numpy_functions){heap, array_malloc, array_calloc, array_realloc, array_free};
+        made->numpy.version = FA_NUMPY_HANDLER_VERSION;
+        made->numpy.functions = (fa_numpy_functions){heap, fa_numpy_malloc, fa_numpy_calloc, fa_numpy_realloc, fa_numpy_free};
     } else {
-        made->numpy = *(const numpy_handler *)PyCapsule_GetPointer(source, NUMPY_CAPSULE_NAME);
+        made->numpy = *(const fa_numpy_handler *)PyCapsule_GetPointer(source, FA_NUMPY_CAPSULE);
     }
-    PyObject *capsule = PyCapsule_New(made, NUMPY_CAPSULE_NAME, handler_drop);
+    PyObject *capsule = PyCapsule_New(made, FA_NUMPY_CAPSULE, handler_drop);
     if (!capsule) handler_free(made);
     return capsule;
 }
@@ -186,8 +172,12 @@ static PyObject *handler_new(fa_heap *heap, PyObject *source) {
 static const char *handler_label(PyObject *capsule) {
     const handler *own = ours(capsule);
     if (own && own->heap) return own->heap->label;
-    if (capsule == default_handler || (own && own->source == default_handler)) return "NumPy's default allocator";
-    return ((const numpy_handler *)PyCapsule_GetPointer(capsule, NUMPY_CAPSULE_NAME))->name;
+    if (own && own->source) capsule = own->source;
+    if (capsule == fa_numpy_own || (capsule == fa_numpy_default && !fa_installed)) return "NumPy's default allocator";
+    if (capsule == fa_installed_capsule || (capsule == fa_numpy_default && fa_installed == fa_installed_allocator))
+        return "the installed allocator";
+    if (capsule == fa_numpy_default) return ((const fa_allocator *)(const void *)fa_installed)->label;
+    return ((const fa_numpy_handler *)PyCapsule_GetPointer(capsule, FA_NUMPY_CAPSULE))->name;
 }
 
 /* Steals nothing; `outer` is what was current. */
@@ -232,6 +222,7 @@ static bool is_allocator(PyObject *target) { return PyObject_TypeCheck(target, f
 
 static int check_target(PyObject *target) {
     if (target == Py_None || is_allocator(target) || PyObject_TypeCheck(target, other_type)) return 0;
+    if (target == fa_installed_allocator) return 0;
     PyErr_Format(fa_ArgumentTypeError, "allocator: expected an Arena, a Manager or None, not %R",
                  (PyObject *)Py_TYPE(target));
     return -1;
@@ -253,19 +244,25 @@ static PyObject *own_capsule(fa_allocator *allocator) {
     }
 }
 
+/* The capsule of a target that is neither an Arena nor a Manager. Borrowed. */
+static PyObject *source_of(PyObject *target) {
+    if (target == Py_None) return fa_numpy_own;
+    return target == fa_installed_allocator ? fa_installed_capsule : ((other_allocator *)target)->capsule;
+}
+
 /* A capsule for the target that nobody is inside of. */
 static PyObject *fresh_capsule(PyObject *target) {
     if (is_allocator(target)) {
         fa_heap *heap = fa_allocator_heap((fa_allocator *)target);
         return heap ? handler_new(heap, NULL) : NULL;
     }
-    return handler_new(NULL, target == Py_None ? default_handler : ((other_allocator *)target)->capsule);
+    return handler_new(NULL, source_of(target));
 }
 
 /* Whether a handler allocates for the target; also from memory that the arena has since replaced. */
 static bool is_for(const handler *own, PyObject *target) {
     if (is_allocator(target)) return own->heap && own->heap->lineage == ((fa_allocator *)target)->lineage;
-    return own->source && own->source == (target == Py_None ? default_handler : ((other_allocator *)target)->capsule);
+    return own->source && own->source == source_of(target);
 }
 
 static bool in_chain(PyObject *capsule, PyObject *current) {
@@ -289,7 +286,7 @@ static PyObject *capsule_over(PyObject *target, PyObject *outer) {
 }
 
 static int enter(PyObject *target) {
-    if (numpy_ready()) return -1;
+    if (fa_numpy_ready()) return -1;
     PyObject *outer = get_handler();
     if (!outer) return -1;
     PyObject *capsule = capsule_over(target, outer);
@@ -383,7 +380,7 @@ FA_COLD static int leave_out_of_order(PyObject *target, const char *label, PyObj
         PyErr_Format(fa_ScopeError,
                      "the scope of %s was not entered in this thread or context, where the scope of %s is the innermost",
                      label, handler_label(current));
-    } else if (current == default_handler) {
+    } else if (current == fa_numpy_default) {
         PyErr_Format(fa_ScopeError, "the scope of %s was not entered in this thread or context, or %s was made current inside",
                      label, handler_label(current));
     } else {
@@ -400,7 +397,7 @@ FA_COLD static int leave_out_of_order(PyObject *target, const char *label, PyObj
 }
 
 static int leave(PyObject *target, const char *label) {
-    if (numpy_ready()) return -1;
+    if (fa_numpy_ready()) return -1;
     PyObject *current = get_handler();
     if (!current) return -1;
     handler *own = ours(current);
@@ -420,6 +417,7 @@ static int leave(PyObject *target, const char *label) {
 int fa_numpy_replace_heap(fa_allocator *allocator, fa_heap *old, fa_heap *heap) {
     (void)allocator;
     if (!set_handler) return 0;
+    if (fa_install_replace_heap(old, heap)) return -1;
     PyObject *current = get_handler();
     if (!current) return -1;
     PyObject *end = current; /* below the lowest link that is of the old heap */
@@ -447,7 +445,9 @@ static PyObject *target_of(PyObject *capsule) {
         Py_DECREF(allocator);
     }
     if (own && own->source) capsule = own->source;
-    if (capsule == default_handler) Py_RETURN_NONE;
+    if (capsule == fa_numpy_own) Py_RETURN_NONE;
+    if (capsule == fa_numpy_default) return Py_NewRef(fa_installed ? fa_installed : Py_None);
+    if (capsule == fa_installed_capsule) return Py_NewRef(fa_installed_allocator);
     other_allocator *other = PyObject_New(other_allocator, other_type);
     if (other) other->capsule = Py_NewRef(capsule);
     return (PyObject *)other;
@@ -495,7 +495,7 @@ typedef struct {
 
 static const char *target_label(PyObject *target) {
     if (is_allocator(target)) return ((fa_allocator *)target)->label;
-    return handler_label(target == Py_None ? default_handler : ((other_allocator *)target)->capsule);
+    return handler_label(source_of(target));
 }
 
 static PyObject *using_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
@@ -579,7 +579,7 @@ static PyType_Spec using_spec = {"fastalloc.using_allocator", (int)sizeof(using_
 /* ---- set_allocator, get_allocator --------------------------------------------------------------------------------- */
 
 static PyObject *get_allocator(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {
-    if (numpy_ready()) return NULL;
+    if (fa_numpy_ready()) return NULL;
     PyObject *current = get_handler();
     if (!current) return NULL;
     PyObject *target = target_of(current);
@@ -589,7 +589,7 @@ static PyObject *get_allocator(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(
 
 /* Takes the place of an earlier set_allocator at the same depth of scopes, and leaves the scopes in place. */
 static PyObject *set_allocator(PyObject *Py_UNUSED(module), PyObject *target) {
-    if (check_target(target) || numpy_ready()) return NULL;
+    if (check_target(target) || fa_numpy_ready()) return NULL;
     PyObject *current = get_handler();
     if (!current) return NULL;
     PyObject *base = current;
@@ -605,7 +605,8 @@ static PyObject *set_allocator(PyObject *Py_UNUSED(module), PyObject *target) {
             handler_enter(handler_in(capsule), target, base);
         }
     } else {
-        capsule = Py_NewRef(target == Py_None ? default_handler : ((other_allocator *)target)->capsule);
+        bool is_default = target == (fa_installed ? fa_installed : Py_None);
+        capsule = Py_NewRef(is_default ? fa_numpy_default : source_of(target));
     }
     PyObject *before = capsule ? target_of(current) : NULL;
     if (before && make_current(capsule)) Py_CLEAR(before);
@@ -630,7 +631,7 @@ static PyMethodDef functions[] = {
      "leave_numpy()\n--\n\nAt exit: if NumPy's current handler is ours, puts its default one back."},
     {"get_allocator", get_allocator, METH_NOARGS,
      "get_allocator()\n--\n\nWhat NumPy's array data comes from in this thread and context.\n\n"
-     "Returns\n-------\nArena, Manager, None or OtherAllocator\n    None is NumPy's own allocator."},
+     "Returns\n-------\nArena, Manager, None or OtherAllocator\n    None is NumPy's own allocator. Outside of all scopes it is what install() installed."},
     {"set_allocator", set_allocator, METH_O,
      "set_allocator(allocator, /)\n--\n\nLet NumPy's array data come from this allocator from now on.\n\n"
      "In this thread and context; inside a using_allocator scope, until that ends.\n\n"
@@ -733,7 +734,7 @@ static PyObject *call_inside(fa_allocator *allocator, PyObject *function, PyObje
 }
 
 static PyObject *routed_call(PyObject *self, PyObject *args, PyObject *keywords) {
-    if (numpy_ready()) return NULL;
+    if (fa_numpy_ready()) return NULL;
     PyObject *function = routed_function((routed_object *)self);
     if (!function) return NULL;
     Py_ssize_t count = PyTuple_Size(args);
@@ -805,5 +806,6 @@ int fa_python_add_numpy(PyObject *module) {
     if (fa_python_add_type(module, &other_type, &other_spec, NULL)) return -1;
     if (fa_python_add_type(module, &using_type, &using_spec, NULL)) return -1;
     if (fa_python_add_type(module, &routed_type, &routed_spec, NULL)) return -1;
+    if (fa_python_add_install(module)) return -1;
     return PyModule_AddFunctions(module, functions);
 }

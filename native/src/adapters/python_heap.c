@@ -4,7 +4,7 @@
  * Made by create_arena() and create_manager() from the address of an options struct that _binding.py filled in. The
  * C call and the object that owns its result are one step here, so that no exception can come between them.
  */
-#include "python.h"
+#include "numpy.h"
 
 #include "mem/lock.h"
 #include "os/os.h"
@@ -134,7 +134,7 @@ bool fa_heap_any_owns(const void *address) {
     for (const fa_heap *heap = heaps; heap; heap = heap->next) {
         if (heap->arena ? fa_arena_owns(heap->arena, address) : fa_owns(heap->manager, address)) return true;
     }
-    return false;
+    return fa_install_owns(address);
 }
 
 void fa_heap_refused(fa_heap *heap, size_t size, size_t alignment, fa_status status) {

@@ -38,6 +38,40 @@ bool fa_cache_take(fa_cache *cache, size_t size, size_t alignment, fa_cached *ta
     return true;
 }
 
+bool fa_cache_cut(fa_cache *cache, size_t size, fa_cached *taken) {
+    fa_cached *best = NULL;
+    for (fa_cached *entry = cache->entry; entry != cache->entry + cache->count; entry++) {
+        if (entry->size > size && (best == NULL || entry->size < best->size)) best = entry;
+    }
+    if (best == NULL) return false;
+    *taken = (fa_cached){.address = best->address, .size = size};
+    best->address = (unsigned char *)best->address + size;
+    best->size -= size;
+    cache->bytes -= size;
+    return true;
+}
+
+void fa_cache_join(fa_cache *cache, void **address, size_t *size) {
+    for (uint32_t i = cache->count; i-- > 0;) {
+        const fa_cached entry = cache->entry[i];
+        bool below = (unsigned char *)entry.address + entry.size == (unsigned char *)*address;
+        bool above = (unsigned char *)*address + *size == (unsigned char *)entry.address;
+        if ((!below && !above) || entry.size > cache->limit - fa_min(*size, cache->limit)) continue;
+        if (below) *address = entry.address;
+        *size += entry.size;
+        remove_at(cache, i);
+    }
+}
+
+bool fa_cache_shrink(fa_cache *cache, size_t excess, fa_cached *tail) {
+    if (cache->count == 0 || cache->entry[0].size <= excess) return false;
+    fa_cached *oldest = &cache->entry[0];
+    oldest->size -= excess;
+    cache->bytes -= excess;
+    *tail = (fa_cached){.address = (unsigned char *)oldest->address + oldest->size, .size = excess};
+    return true;
+}
+
 void fa_cache_put(fa_cache *cache, void *address, size_t size, uint64_t now, fa_evicted *evicted) {
     if (size > cache->limit) {
         evicted->entry[evicted->count++] = (fa_cached){.address = address, .size = size};

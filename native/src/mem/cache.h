@@ -41,6 +41,16 @@ typedef struct fa_evicted {
 /* A cached block of at least `size` bytes whose address has the alignment; false if there is none. */
 bool fa_cache_take(fa_cache *cache, size_t size, size_t alignment, fa_cached *taken);
 
+/*
+ * For owners whose blocks may be cut and joined as they like (pages of the system, say), in multiples of their unit:
+ * cut takes `size` bytes from the beginning of the smallest block that is larger; join takes the neighbours of a block that
+ * is about to be put out of the cache and makes it one with them, unless that is more than the limit; shrink takes `excess`
+ * bytes from the end of the oldest block, if it is larger.
+ */
+bool fa_cache_cut(fa_cache *cache, size_t size, fa_cached *taken);
+void fa_cache_join(fa_cache *cache, void **address, size_t *size);
+bool fa_cache_shrink(fa_cache *cache, size_t excess, fa_cached *tail);
+
 /* Keeps the block, or puts it into `evicted` if it is larger than the limit; others may have to go for it. */
 void fa_cache_put(fa_cache *cache, void *address, size_t size, uint64_t now, fa_evicted *evicted);
 

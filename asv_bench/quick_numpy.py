@@ -1,0 +1,276 @@
+"""NumPy's arrays in a minute: plain, with GLIBC_TUNABLES, in a scope, installed, and the preallocated `out=` limit.
+
+    python asv_bench/quick_numpy.py [--rounds N] [--json FILE] [ROW ...]
+
+Plain, scope, installed and limit are interleaved in this process; what is shown is the median over the rounds of the
+ratio to plain of the same round, or to the limit where there is one. What is no state of a process runs in child
+processes, in turn with plain ones: glibc with tunables, numpy-allocator if it is installed, and the memory of the mixed
+loop. Faults are page faults per call in the last round. Below 1 is faster than what is compared with.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+
+import fastalloc as fa
+
+TUNABLES = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=268435456"
+Call = Callable[[], object]
+
+
+def small(function: Call) -> tuple[Call, None]:
+    return function, None
+
+
+def add(nbytes: int) -> tuple[Call, None]:
+    a, b = np.ones(nbytes // 8), np.ones(nbytes // 8)
+    return (lambda: a + b), None
+
+
+def expression(mebibytes: int) -> tuple[Call, Call]:
+    size = mebibytes << 17
+    a, b = np.full(size, 1.5), np.full(size, 2.5)
+    first, second = np.full(size, 0.0), np.full(size, 0.0)
+
+    def limit() -> None:
+        np.multiply(a, b, out=first)
+        np.sqrt(a, out=second)
+        np.multiply(second, b, out=second)
+        np.add(first, second, out=first)
+
+    return (lambda: a * b + np.sqrt(a) * b), limit
+
+
+def mixed(threads: int) -> tuple[Call, Call]:
+    """Sizes from 64 KiB to 48 MiB, log-uniform, a few alive at a time; the limit computes in place."""
+    sizes = [int(2 ** random.Random(seed).uniform(13, 22.58)) for seed in range(60)]
+    room = [np.full(max(sizes), 1.0) for _ in range(2 * threads)]
+
+    def loop(number: int, *, in_place: bool) -> None:
+        kept: list[np.ndarray] = []
+        for size in sizes:
+            a = room[2 * number][:size]
+            if in_place:
+                np.add(a, 1.0, out=room[2 * number + 1][:size])
+                np.multiply(room[2 * number + 1][:size], 2.0, out=room[2 * number + 1][:size])
+            else:
+                kept.append((a + 1.0) * 2.0)
+                del kept[:-3]
+
+    def run(*, in_place: bool) -> None:
+        workers = [threading.Thread(target=loop, args=(n,), kwargs={"in_place": in_place}) for n in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+
+    if threads == 1:
+        return (lambda: loop(0, in_place=False)), (lambda: loop(0, in_place=True))
+    return (lambda: run(in_place=False)), (lambda: run(in_place=True))
+
+
+def zeros(*, touched: bool) -> tuple[Call, None]:
+    def call() -> None:
+        array = np.zeros(64 << 20, np.uint8)
+        if touched:
+            array[::4096] = 1
+
+    return call, None
+
+
+ROWS: dict[str, Callable[[], tuple[Call, Call | None]]] = {
+    "np.empty(8)": lambda: small(lambda: np.empty(8)),
+    "np.empty(1000)": lambda: small(lambda: np.empty(1000)),
+    "a+b 64 B": lambda: add(64),
+    "a+b 1 KiB": lambda: add(1 << 10),
+    "a+b 4 KiB": lambda: add(4 << 10),
+    "a+b 16 KiB": lambda: add(16 << 10),
+    "a+b 64 KiB": lambda: add(64 << 10),
+    "a+b 256 KiB": lambda: add(256 << 10),
+    "a+b 1 MiB": lambda: add(1 << 20),
+    "a*b+sqrt(a)*b 16 MiB": lambda: expression(16),
+    "a*b+sqrt(a)*b 33 MiB": lambda: expression(33),
+    "a*b+sqrt(a)*b 64 MiB": lambda: expression(64),
+    "a*b+sqrt(a)*b 256 MiB": lambda: expression(256),
+    "a*b+sqrt(a)*b 512 MiB": lambda: expression(512),
+    "mixed, 1 thread": lambda: mixed(1),
+    "mixed, 2 threads": lambda: mixed(2),  # new threads are outside of the scope
+    "np.zeros(64 MiB) untouched": lambda: zeros(touched=False),
+    "np.zeros(64 MiB) touched": lambda: zeros(touched=True),
+}
+
+
+def measure(call: Call, repeat: int) -> tuple[float, float]:
+    """(seconds, page faults) per call."""
+    faults, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+    for _ in range(repeat):
+        call()
+    end = time.perf_counter()
+    return (end - start) / repeat, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults) / repeat
+
+
+def repeats(call: Call) -> int:
+    """So many that it takes about 20 ms, three at the least unless they are slow."""
+    call()
+    once = max(measure(call, 1)[0], 1e-7)
+    once = max(measure(call, min(1000, int(0.002 / once) + 1))[0], 1e-8)
+    return max(1 if once > 0.1 else 3, int(0.02 / once))
+
+
+def row(name: str, rounds: int) -> dict[str, float]:
+    """The medians of one row."""
+    call, limit = ROWS[name]()
+    arena = fa.Polynomial("8GiB")
+    fa.install()
+    fa.uninstall()  # the calls stay hooked, as in any process that has installed once
+    repeat = repeats(call)
+    seconds: dict[str, list[float]] = {column: [] for column in ("plain", "scope", "installed", "limit")}
+    faults: dict[str, float] = {}
+    for _ in range(rounds):
+        for column in ("plain", "scope", "installed", "limit"):
+            function = limit if column == "limit" else call
+            if function is None:
+                continue
+            if column == "installed":
+                fa.install()
+            with fa.using_allocator(arena) if column == "scope" else nullcontext():
+                measure(function, max(1, repeat // 8))
+                time_, faults[column] = measure(function, repeat)
+            seconds[column].append(time_)
+            if column == "installed":
+                fa.uninstall()
+    base = "limit" if limit else "plain"
+    found = {
+        column: statistics.median(a / b for a, b in zip(values, seconds[base], strict=True))
+        for column, values in seconds.items()
+        if values
+    }
+    found |= {f"{column} faults": value for column, value in faults.items()}
+    found["base_ns"] = statistics.median(seconds[base]) * 1e9
+    arena.close()
+    fa.install()
+    allocator = fa.get_allocator()
+    assert isinstance(allocator, fa.InstalledAllocator)
+    allocator.trim()
+    fa.uninstall()
+    return found
+
+
+def resident() -> int:
+    """Bytes in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+# ---- child processes -------------------------------------------------------------------------------------------------
+
+
+def child(column: str, names: list[str]) -> dict[str, float]:
+    """Seconds per call of each row under what is a state of the process, and the memory of the mixed loop."""
+    if column == "installed":
+        fa.install(decay=1.0)
+    if column == "numpy-allocator":
+        import numpy_allocator  # noqa: F401
+    found = {}
+    for name in names:
+        call, _ = ROWS[name]()
+        found[name] = measure(call, repeats(call))[0]
+        del call
+    call, limit = mixed(1)
+    start = resident()
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(3):
+        call()
+    del call, limit
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    found["peak_rss"] = int(peak.split()[1]) * 1024
+    for _ in range(6):
+        time.sleep(0.4)
+        np.ones(1 << 17)  # a program that lives on
+        if column == "installed":
+            fa.numpy_stats()
+    found["left_rss"] = max(0, resident() - start)
+    return found
+
+
+def children(column: str, names: list[str], rounds: int) -> dict[str, float]:
+    """Medians of a column's children relative to those of plain ones, in turn."""
+    results: dict[str, list[dict[str, float]]] = {"plain": [], column: []}
+    for _ in range(rounds):
+        for each, found in results.items():
+            environment = dict(os.environ, GLIBC_TUNABLES=TUNABLES if each == "tunables" else "")
+            command = [sys.executable, __file__, "--child", each, *names]
+            ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            found.append(json.loads(ran.stdout))
+    return {
+        name: statistics.median(
+            a[name] / max(b[name], 1e-9) for a, b in zip(results[column], results["plain"], strict=True)
+        )
+        if name != "left_rss"
+        else statistics.median(a[name] for a in results[column]) / 2**20
+        for name in results[column][0]
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("rows", nargs="*", help="beginnings of the names of rows; all unless given")
+    options = parser.parse_args()
+    names = [name for name in ROWS if not options.rows or any(name.startswith(row) for row in options.rows)]
+    if options.child:
+        print(json.dumps(child(options.child, names)))
+        return
+    results: dict[str, dict[str, float]] = {}
+    print(f"{'row':28}{'base':>14}{'plain':>8}{'scope':>8}{'install':>8}   faults per call: plain, scope, install")
+    for name in names:
+        found = results[name] = row(name, max(3, options.rounds if found_small(name) else options.rounds // 2))
+        counts = ", ".join(f"{found[f'{column} faults']:.0f}" for column in ("plain", "scope", "installed"))
+        base = f"{found['base_ns']:,.0f} ns"
+        print(
+            f"{name:28}{base:>14}{found['plain']:8.2f}{found['scope']:8.2f}{found['installed']:8.2f}   {counts}",
+            flush=True,
+        )
+    columns = ["tunables", "installed"]
+    if importable("numpy_allocator"):
+        columns.append("numpy-allocator")
+    else:
+        print("numpy-allocator: not installed")
+    few = [name for name in names if "256" not in name and "512" not in name]
+    for column in columns:
+        found = results[f"child {column}"] = children(column, few, 3)
+        print(f"\nchild processes, {column} / plain:")
+        for name, value in found.items():
+            print(f"  {name:28}{value:8.2f}" + (" MiB" if name == "left_rss" else ""), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def found_small(name: str) -> bool:
+    """Whether many rounds of the row are cheap."""
+    return name.startswith(("np.empty", "a+b"))
+
+
+def importable(name: str) -> bool:
+    """Whether a module is there."""
+    import importlib.util
+
+    return importlib.util.find_spec(name) is not None
+
+
+if __name__ == "__main__":
+    main()
