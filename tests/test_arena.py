@@ -101,7 +101,10 @@ def test_bad_options(options: dict[str, object], error: type[Exception]) -> None
 @pytest.mark.parametrize("guard_pages", [True, False, "try"])
 def test_options_are_taken(huge_pages: str, guard_pages: bool) -> None:
     arena = fa.Polynomial("4MiB", huge_pages=huge_pages, guard_pages=guard_pages, lock="off", on_full="fail")  # type: ignore[arg-type]
-    assert (arena.protection.guarded > 0) == (guard_pages is not False)
+    protection = arena.protection
+    # Where the kernel has reserved huge pages there is no room for guards that are only wanted.
+    in_the_way = protection.reserved_huge > 0 and guard_pages == "try"
+    assert (protection.guarded > 0) == (guard_pages is not False and not in_the_way)
     assert arena.zeros(100).sum() == 0
 
 
