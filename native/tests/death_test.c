@@ -35,8 +35,9 @@ static int arena_foreign_free(void *unused) {
     options.name = "vectors";
     fa_arena *arena = arena_with(&options);
     int local = 0;
-    fprintf(stderr, "%p\n", (void *)&local);
-    fa_arena_free(arena, &local, sizeof local);
+    void *volatile foreign = &local; /* or link-time optimisation sees the misuse and warns */
+    fprintf(stderr, "%p\n", foreign);
+    fa_arena_free(arena, foreign, sizeof local);
     return 0;
 }
 
@@ -46,8 +47,9 @@ static int arena_foreign_realloc(void *unused) {
     options.name = "vectors";
     fa_arena *arena = arena_with(&options);
     int local = 0;
-    fprintf(stderr, "%p\n", (void *)&local);
-    (void)fa_arena_realloc(arena, &local, sizeof local, 100, 0);
+    void *volatile foreign = &local; /* or link-time optimisation sees the misuse and warns */
+    fprintf(stderr, "%p\n", foreign);
+    (void)fa_arena_realloc(arena, foreign, sizeof local, 100, 0);
     return 0;
 }
 
@@ -74,8 +76,9 @@ static int manager_foreign_free(void *unused) {
     (void)unused;
     fa_manager *manager = manager_with(NULL);
     int local = 0;
-    fprintf(stderr, "%p\n", (void *)&local);
-    fa_free(manager, &local);
+    void *volatile foreign = &local; /* or link-time optimisation sees the misuse and warns */
+    fprintf(stderr, "%p\n", foreign);
+    fa_free(manager, foreign);
     return 0;
 }
 
@@ -83,8 +86,9 @@ static int manager_foreign_realloc(void *unused) {
     (void)unused;
     fa_manager *manager = manager_with(NULL);
     int local = 0;
-    fprintf(stderr, "%p\n", (void *)&local);
-    (void)fa_realloc(manager, &local, 100);
+    void *volatile foreign = &local; /* or link-time optimisation sees the misuse and warns */
+    fprintf(stderr, "%p\n", foreign);
+    (void)fa_realloc(manager, foreign, 100);
     return 0;
 }
 
