@@ -29,7 +29,7 @@ test-numpy: $(VENV)/.test
 
 test-valgrind: $(VENV)/.test
 	FASTALLOC_TEST_PRESETS=debug FASTALLOC_TEST_WRAPPER="valgrind --quiet --leak-check=full --error-exitcode=99" \
-	    pytest tests/test_native.py -k test_c
+	    pytest -n 2 tests/test_native.py -k test_c
 
 test-all: test test-numpy test-valgrind
 

@@ -112,8 +112,8 @@ static fa_os faulty_os(bool lazy_commit) {
 
 typedef void scenario(const fa_os *os);
 
-/* One thread has no races: under ThreadSanitizer, which is slow, a few of the faults are enough. */
-#define NEXT_FAULT (UNDER_TSAN ? 17 : 1)
+/* One thread has no races: under ThreadSanitizer, and where all is slow, a few of the faults are enough. */
+#define NEXT_FAULT (UNDER_TSAN || UNDER_VALGRIND ? 17 : 1)
 
 /* Runs the scenario with the n-th call of each kind failing, once and for ever, for every n until none is left. */
 static void run_with_every_fault(scenario *run, bool lazy_commit) {

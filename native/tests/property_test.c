@@ -10,8 +10,8 @@
 
 #define SLOTS 48
 /* The sanitizers are slow; the same seeds run at full length in a plain build. */
-#define STEPS (UNDER_SANITIZER ? 800 : 3000)
-#define SEEDS (UNDER_SANITIZER ? 4 : 20)
+#define STEPS (UNDER_SANITIZER || UNDER_VALGRIND ? 800 : 3000)
+#define SEEDS (UNDER_VALGRIND ? 1U : UNDER_SANITIZER ? 4 : 20)
 
 typedef struct model_block {
     unsigned char *address;

@@ -21,6 +21,8 @@
 #define UNDER_TSAN false
 #endif
 #define UNDER_SANITIZER (UNDER_ASAN || UNDER_TSAN)
+/* make test-valgrind sets this: everything takes thirty times as long. */
+#define UNDER_VALGRIND (getenv("FASTALLOC_TEST_WRAPPER") != NULL)
 
 #define UNUSED __attribute__((unused))
 #define KIB ((size_t)1 << 10)
