@@ -12,7 +12,9 @@ from fastalloc.errors import ArgumentError
 from fastalloc.stats import GAUGES, ManagerStats, Measure, Measured
 from fastalloc.units import Size, format_size, milliseconds, parse_size
 
-_MAX_BLOCK_SIZE = 64 << 10
+# As in fastalloc.h: blocks of the pool, and from where on blocks may be mapped.
+_MAX_BLOCK_SIZE = 8 << 10
+_MIN_LARGE_SIZE, _MAX_LARGE_SIZE = _MAX_BLOCK_SIZE + 1, 1 << 30
 
 
 class Manager(_binding.ManagerBase, ArrayFunctions, Measured[ManagerStats]):
@@ -25,7 +27,8 @@ class Manager(_binding.ManagerBase, ArrayFunctions, Measured[ManagerStats]):
     block_size : int or str
         Bytes in a block of the pool: a multiple of 16, at most 8 KiB.
     large_size : int or str, optional
-        From this size on, blocks are mapped by the kernel and cached when they are freed. Unless given: 64 KiB.
+        From this size on, blocks are mapped by the kernel and cached when they are freed: above 8 KiB, at most
+        1 GiB. Unless given: 64 KiB.
     cache : int or str
         Bytes of freed large blocks that stay resident for reuse.
     cache_age : float or None
@@ -87,7 +90,9 @@ class Manager(_binding.ManagerBase, ArrayFunctions, Measured[ManagerStats]):
         options = {
             "pool_blocks": parse_size(pool_blocks, "pool_blocks", maximum=2**40),
             "block_size": size,
-            "large_size": None if large_size is None else parse_size(large_size, "large_size", minimum=1),
+            "large_size": None
+            if large_size is None
+            else parse_size(large_size, "large_size", _MIN_LARGE_SIZE, _MAX_LARGE_SIZE),
             "cache_limit": parse_size(cache, "cache"),
             "cache_age": milliseconds(cache_age, "cache_age"),
             "limit": 0 if limit is None else parse_size(limit, "limit", minimum=1),

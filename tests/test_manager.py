@@ -34,6 +34,9 @@ def test_defaults() -> None:
         ({"block_size": 0}, fa.ArgumentError),
         ({"block_size": 24}, fa.ArgumentError),
         ({"block_size": "128KiB"}, fa.ArgumentError),
+        ({"block_size": 8 * 1024 + 16}, fa.ArgumentError),
+        ({"large_size": 8 * 1024}, fa.ArgumentError),
+        ({"large_size": 2**30 + 1}, fa.ArgumentError),
         ({"block_size": "12XB"}, fa.ArgumentError),
         ({"large_size": 0}, fa.ArgumentError),
         ({"cache": -1}, fa.ArgumentError),
@@ -49,7 +52,7 @@ def test_defaults() -> None:
         ({"limit": -5}, fa.ArgumentError),
         ({"name": ""}, fa.ArgumentError),
         ({"colour": "red"}, TypeError),
-        ({"pool_blocks": 2**40, "block_size": "32KiB"}, (fa.OutOfMemoryError, fa.ArgumentError)),
+        ({"pool_blocks": 2**40, "block_size": "8KiB"}, (fa.OutOfMemoryError, fa.ArgumentError)),
     ],
 )
 def test_bad_options(options: dict[str, object], error: type[Exception]) -> None:
