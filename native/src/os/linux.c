@@ -4,6 +4,7 @@
  *     reserve   mmap(PROT_NONE, MAP_NORESERVE), cut to the alignment     commit    mprotect(READ|WRITE)
  *     decommit  madvise(DONTNEED)                                        remap     mremap(MAYMOVE)
  *     lock      mlock       no_dump  madvise(DONTDUMP)                   wipe_on_fork  madvise(WIPEONFORK)
+ *     protect   mprotect    random   getrandom                           map_secret    memfd_secret, DONTFORK
  *
  * Private anonymous memory only, so that a decommit leaves zeros and WIPEONFORK is allowed. MAP_NORESERVE: an arena's
  * capacity is address space; under vm.overcommit_memory = 2 the kernel charges it all the same, and a large capacity
@@ -14,11 +15,14 @@
 #endif
 #include "os.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -27,6 +31,12 @@
 #endif
 #ifndef MADV_WIPEONFORK
 #define MADV_WIPEONFORK 18
+#endif
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+#ifndef SYS_memfd_secret /* the same on every architecture that has it */
+#define SYS_memfd_secret 447
 #endif
 
 /* Runs a system call and turns its failure into an errno value, leaving the caller's errno alone. */
@@ -90,6 +100,53 @@ static int linux_remap(void *address, size_t old_size, size_t new_size, void **m
     return error;
 }
 
+static int linux_protect(void *address, size_t size, fa_os_access access) {
+    int flags = access == FA_OS_NONE ? PROT_NONE : access == FA_OS_READ ? PROT_READ : PROT_READ | PROT_WRITE;
+    FA_CALL(mprotect(address, size, flags));
+}
+
+/* Maps over what is there: inaccessible again, and charged to nothing. */
+static int linux_unmap_secret(void *address, size_t size) {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    FA_CALL(mmap(address, size, PROT_NONE, flags, -1, 0) == MAP_FAILED);
+}
+
+static int linux_reserve_at(void *address, size_t size) {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+    int caller_errno = errno;
+    void *mapped = mmap(address, size, PROT_NONE, flags, -1, 0);
+    int error = mapped == MAP_FAILED ? errno : 0;
+    if (error == 0 && mapped != address) { /* kernels before 4.17 take the address for a hint */
+        (void)munmap(mapped, size);
+        error = EEXIST;
+    }
+    errno = caller_errno;
+    return error;
+}
+
+/*
+ * A file for each piece: the mapping keeps it, so no descriptor stays open for others to inherit or to close. Mapped
+ * elsewhere and then moved: a MAP_FIXED that the limit forbids was seen to leave a hole where the reservation had been.
+ */
+static int linux_map_secret(void *address, size_t size) {
+    int caller_errno = errno, error = 0;
+    void *mapped = MAP_FAILED;
+    int file = size <= PTRDIFF_MAX ? (int)syscall(SYS_memfd_secret, O_CLOEXEC) : -1;
+    if (file >= 0 && ftruncate(file, (off_t)size) == 0)
+        mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (mapped == MAP_FAILED) {
+        error = errno == ENOSYS ? FA_OS_UNSUPPORTED : errno;
+    } else if (madvise(mapped, size, MADV_DONTFORK) != 0 || /* shared with a child is not secret */
+               mremap(mapped, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, address) == MAP_FAILED) {
+        error = errno;
+        (void)munmap(mapped, size); /* the first error is the one to tell */
+        (void)linux_reserve_at(address, size);
+    }
+    if (file >= 0) (void)close(file);
+    errno = caller_errno;
+    return error;
+}
+
 static int linux_lock(void *address, size_t size) { FA_CALL(mlock(address, size)); }
 
 static int linux_unlock(void *address, size_t size) { FA_CALL(munlock(address, size)); }
@@ -130,6 +187,17 @@ static int linux_at_fork(void (*prepare)(void), void (*parent)(void), void (*chi
     return pthread_atfork(prepare, parent, child);
 }
 
+static int linux_random(void *bytes, size_t size) {
+    int caller_errno = errno, error = 0;
+    for (size_t done = 0; done < size && error == 0;) {
+        ssize_t got = getrandom((unsigned char *)bytes + done, size - done, 0);
+        if (got > 0) done += (size_t)got;
+        else if (errno != EINTR) error = errno;
+    }
+    errno = caller_errno;
+    return error;
+}
+
 static uint64_t linux_milliseconds(void) {
     struct timespec now;
     if (clock_gettime(CLOCK_MONOTONIC_COARSE, &now) != 0) return 0;
@@ -167,6 +235,10 @@ static const fa_os linux_os = {
     .commit = linux_commit,
     .decommit = linux_decommit,
     .remap = linux_remap,
+    .protect = linux_protect,
+    .map_secret = linux_map_secret,
+    .unmap_secret = linux_unmap_secret,
+    .reserve_at = linux_reserve_at,
     .lock = linux_lock,
     .unlock = linux_unlock,
     .lock_limit = linux_lock_limit,
@@ -175,6 +247,7 @@ static const fa_os linux_os = {
     .advise_huge = linux_advise_huge,
     .resident = linux_resident,
     .at_fork = linux_at_fork,
+    .random = linux_random,
     .milliseconds = linux_milliseconds,
     .yield = linux_yield,
     .heap_alloc = linux_heap_alloc,

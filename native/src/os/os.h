@@ -22,6 +22,8 @@
 
 #define FA_OS_UNSUPPORTED ENOTSUP
 
+typedef enum fa_os_access { FA_OS_NONE, FA_OS_READ, FA_OS_READ_WRITE } fa_os_access;
+
 typedef struct fa_os {
     const char *name;
 
@@ -51,6 +53,20 @@ typedef struct fa_os {
      * new is zero. */
     int (*remap)(void *address, size_t old_size, size_t new_size, void **moved);
 
+    /* Changes what may be done with committed (or secret) memory; its contents stay. */
+    int (*protect)(void *address, size_t size, fa_os_access access);
+
+    /* Reserved memory becomes readable, writable, zero and *secret*: locked, out of core dumps, out of the kernel's own
+     * map and so out of a debugger's reach, and not in a forked child, which has nothing at these addresses. All of it, or
+     * an error and the memory reserved as before. Not for lock, unlock, decommit, no_dump and wipe_on_fork. */
+    int (*map_secret)(void *address, size_t size);
+
+    /* Secret memory becomes reserved memory again, its contents gone. */
+    int (*unmap_secret)(void *address, size_t size);
+
+    /* Reserves exactly this range, or fails if anything is there: for a forked child, in the place of what was secret. */
+    int (*reserve_at)(void *address, size_t size);
+
     int (*lock)(void *address, size_t size);
     int (*unlock)(void *address, size_t size);
     uint64_t (*lock_limit)(void); /* bytes that the process may lock; UINT64_MAX: no limit */
@@ -64,6 +80,9 @@ typedef struct fa_os {
 
     /* Registers functions for fork: nothing but the C library's own handlers runs between prepare and the others. */
     int (*at_fork)(void (*prepare)(void), void (*parent)(void), void (*child)(void));
+
+    /* Any address and size: bytes that nobody can guess. */
+    int (*random)(void *bytes, size_t size);
 
     uint64_t (*milliseconds)(void); /* a clock that never goes back */
     void (*yield)(void);
