@@ -1,11 +1,12 @@
 """NumPy's array-making functions as methods of arenas and managers."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastalloc._binding import Routed
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
 
 
 class ArrayFunctions:
@@ -13,6 +14,9 @@ class ArrayFunctions:
 
     The arrays are ordinary NumPy arrays. Each keeps the memory it lives in alive. Temporaries that the functions need
     are there too. The data is aligned to 64 bytes, or to the arena's alignment if that is more.
+
+    `asarray` gives what is in this arena or manager already as it is, and copies what is elsewhere: with copy=False
+    that is a ValueError.
 
     Raises
     ------
@@ -28,6 +32,7 @@ class ArrayFunctions:
             """As attributes of the instance they keep NumPy's overloads."""
             self.arange = np.arange
             self.array = np.array
+            self.asarray = np.asarray
             self.concatenate = np.concatenate
             self.copy = np.copy
             self.empty = np.empty
@@ -40,10 +45,12 @@ class ArrayFunctions:
             self.stack = np.stack
             self.zeros = np.zeros
             self.zeros_like = np.zeros_like
+            self._frombuffer = np.frombuffer
     else:
         __slots__ = ()
         arange = Routed("arange")
         array = Routed("array")
+        asarray = Routed("asarray", owned=True)
         concatenate = Routed("concatenate")
         copy = Routed("copy")
         empty = Routed("empty")
@@ -56,3 +63,42 @@ class ArrayFunctions:
         stack = Routed("stack")
         zeros = Routed("zeros")
         zeros_like = Routed("zeros_like")
+        _frombuffer = Routed("frombuffer")
+
+    def frombuffer_copy(
+        self, buffer: Any, dtype: "npt.DTypeLike" = float, count: int = -1, offset: int = 0
+    ) -> "npt.NDArray[Any]":
+        """The items of a buffer, copied into a new one-dimensional array: numpy.frombuffer's arguments, and its errors.
+
+        Parameters
+        ----------
+        buffer : bytes, bytearray, memoryview, Block or other buffer
+            What is copied. It is not kept alive.
+        dtype : numpy dtype
+            Of the items.
+        count : int
+            Items to copy; -1 for all.
+        offset : int
+            Bytes to skip.
+
+        Returns
+        -------
+        numpy.ndarray
+            Writable, in this arena or manager.
+
+        Raises
+        ------
+        ValueError
+            If the buffer is too small, or its size not a multiple of the item's.
+        OutOfMemoryError, ClosedError
+            As the others.
+
+        Examples
+        --------
+        >>> import fastalloc as fa
+        >>> with fa.Witness("64KiB") as witness:
+        ...     key = witness.frombuffer_copy(bytes(range(8)), "<u4")
+        ...     print(key.tolist(), witness.owns(key))
+        [50462976, 117835012] True
+        """
+        return self.array(self._frombuffer(buffer, dtype, count, offset))

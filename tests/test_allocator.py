@@ -21,11 +21,13 @@ Allocator = fa.Arena | fa.Manager
 FUNCTIONS = {
     "arange": (10,),
     "array": ([1, 2, 3],),
+    "asarray": ([1, 2, 3],),
     "concatenate": (([1.0], [2.0]),),
     "copy": (np.ones(3),),
     "empty": (10,),
     "empty_like": (np.ones(3),),
     "full": (10, 7.0),
+    "frombuffer_copy": (bytes(24),),
     "full_like": (np.ones(3), 7.0),
     "linspace": (0, 1, 5),
     "ones": ((2, 3),),
@@ -43,7 +45,7 @@ FUNCTIONS = {
 def test_routed_functions(allocator: Allocator, name: str) -> None:
     arguments = FUNCTIONS[name]
     array = getattr(allocator, name)(*arguments)
-    expected = getattr(np, name)(*arguments)
+    expected = getattr(np, name.removesuffix("_copy"))(*arguments)
     assert type(array) is np.ndarray
     assert (array.shape, array.dtype, array.strides) == (expected.shape, expected.dtype, expected.strides)
     if not name.startswith("empty"):
@@ -69,6 +71,101 @@ def test_dtypes_shapes_and_orders(arena: fa.Arena, dtype: object, shape: object,
         assert fa.handles(array)
         if name != "empty":
             assert np.array_equal(array, expected)
+
+
+DTYPES = {
+    "structured": [("a", "i4"), ("b", "(2,3)f8"), ("c", "U3")],
+    "subarray": "(2,2)i4",
+    "big-endian": ">f8",
+    "aligned": np.dtype([("a", "u1"), ("b", "f8")], align=True),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3), (2, 0, 3)])
+def test_functions_with_prototypes_and_fills(arena: fa.Arena, dtype: str, shape: tuple[int, ...]) -> None:
+    """Structured, subarray, Fortran, zero-size and 0-d: what NumPy makes of the same arguments."""
+    made_of = np.dtype(DTYPES[dtype])
+    prototype = np.asfortranarray(np.zeros(shape, made_of.base))
+    calls = [
+        ("array", (prototype,), {"dtype": made_of.base, "order": "F"}),
+        ("array", (prototype,), {"copy": True, "ndmin": 4}),
+        ("asarray", (prototype,), {"order": "C"}),
+        ("copy", (prototype,), {"order": "K"}),
+        ("empty", (shape,), {"dtype": made_of, "order": "F"}),
+        ("empty_like", (prototype,), {"order": "A"}),
+        ("empty_like", (prototype,), {"dtype": made_of.base, "shape": (2, *shape)}),
+        ("zeros", (shape, made_of, "F"), {}),
+        ("zeros_like", (prototype,), {"dtype": made_of.base}),
+    ]
+    if made_of.names is None:
+        calls += [("full", (shape, 3, made_of.base, "F"), {}), ("ones", (shape,), {"dtype": made_of.base})]
+        calls += [("ones_like", (prototype,), {}), ("full_like", (prototype, 2), {"dtype": "i8"})]
+    for name, arguments, keywords in calls:
+        array = getattr(arena, name)(*arguments, **keywords)
+        expected = getattr(np, name)(*arguments, **keywords)
+        assert type(array) is type(expected)
+        assert (array.shape, array.strides, array.dtype) == (expected.shape, expected.strides, expected.dtype)
+        assert fa.handles(array), name
+        assert arena.owns(array), name
+        if not name.startswith("empty"):
+            assert np.array_equal(array, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "keywords"),
+    [
+        ("arange", (2, 20, 3), {}),
+        ("arange", (5,), {"dtype": "u1"}),
+        ("arange", (0.0, 1.0, 0.1), {}),
+        ("arange", (3, 3), {}),
+        ("arange", ("2020-01", "2020-05"), {"dtype": "M8[M]"}),
+        ("linspace", (0, 1), {"num": 7, "endpoint": False}),
+        ("linspace", ([0, 1], [1, 2], 4), {"axis": 1}),
+        ("linspace", (0, 1, 0), {}),
+        ("linspace", (1, 5, 5), {"dtype": int}),
+        ("asarray", (3,), {}),
+        ("asarray", ([[1, 2], [3, 4]], "f4", "F"), {}),
+    ],
+)
+def test_ranges_and_conversions(allocator: Allocator, name: str, arguments: tuple[object, ...], keywords: dict) -> None:
+    array, expected = getattr(allocator, name)(*arguments, **keywords), getattr(np, name)(*arguments, **keywords)
+    assert (array.shape, array.strides, array.dtype) == (expected.shape, expected.strides, expected.dtype)
+    assert array.tobytes() == expected.tobytes()
+    assert fa.handles(array)
+
+
+def test_asarray_takes_in_what_is_elsewhere(allocator: Allocator) -> None:
+    elsewhere = np.arange(6.0).reshape(2, 3).T
+    inside = allocator.asarray(elsewhere)
+    assert allocator.owns(inside)
+    assert np.array_equal(inside, elsewhere)
+    assert inside.strides == elsewhere.strides
+    for there_already in (inside, inside[1:], inside.T):
+        assert allocator.asarray(there_already) is there_already
+    assert allocator.asarray(memoryview(b"abc"))[2] == ord("c")
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+        assert allocator.asarray(inside, copy=False) is inside
+        with pytest.raises(ValueError, match=r"copy: it is not in the memory of .*, and copy=False"):
+            allocator.asarray(elsewhere, copy=False)
+        assert allocator.asarray(inside, copy=True) is not inside
+
+
+def test_frombuffer_copy(allocator: Allocator) -> None:
+    source = bytearray(range(32))
+    array = allocator.frombuffer_copy(source, ">u2", 3, 2)
+    assert array.tolist() == [0x0203, 0x0405, 0x0607]
+    assert array.dtype == ">u2"
+    assert array.flags.writeable
+    assert array.flags.owndata
+    source.clear()  # not kept
+    structured = allocator.frombuffer_copy(bytes(24), [("a", "u4"), ("b", "f8")])
+    assert structured.shape == (2,)
+    for wrong in ((b"abc", "u4"), (b"abcd", "u4", 2), (b"abcd", "u4", 1, 8)):
+        with pytest.raises(ValueError, match=r"buffer|offset"):
+            allocator.frombuffer_copy(*wrong)
+    del array, structured
+    assert allocator.live == 0
 
 
 def test_zeros_are_zero_where_there_was_something(allocator: Allocator) -> None:
@@ -116,6 +213,9 @@ def test_a_method_is_a_method(allocator: Allocator) -> None:
     zeros = allocator.zeros
     assert zeros(3).sum() == 0
     assert type(allocator).zeros(allocator, 3).sum() == 0  # type: ignore[call-overload]
+    unbound = type(allocator).zeros
+    assert type(unbound).__call__(unbound, allocator, 3, dtype="u1").dtype == np.uint8  # with a tuple and a dict
+    assert zeros(*[2], dtype="u1", order="F").shape == (2,)
     assert "numpy.zeros" in type(allocator).zeros.__doc__
     assert repr(type(allocator).zeros) == "<numpy.zeros as a method of an allocator>"
     for wrong in ((), (1,), (None,), (object(), 3)):

@@ -14,7 +14,7 @@
  *
  * A handler that nobody is inside of holds no `outer`, so an array keeps only its own arena.
  *
- * NumPy's headers are not used: its C API is a table of pointers in a capsule, the four entries we take have had their places
+ * NumPy's headers are not used: its C API is a table of pointers in a capsule, the five entries we take have had their places
  * since 1.22, and so one binary works with 1.26 and every 2.x.
  */
 #include "numpy.h"
@@ -27,12 +27,30 @@
 /* ---- NumPy's side ------------------------------------------------------------------------------------------------- */
 
 /* Places in the table, and the first version of it (of NumPy 1.22) that has handlers. */
-enum { NUMPY_FEATURE_VERSION = 211, NUMPY_SET_HANDLER = 304, NUMPY_GET_HANDLER = 305, NUMPY_DEFAULT_HANDLER = 306 };
+enum {
+    NUMPY_ARRAY_TYPE = 2,
+    NUMPY_FEATURE_VERSION = 211,
+    NUMPY_SET_HANDLER = 304,
+    NUMPY_GET_HANDLER = 305,
+    NUMPY_DEFAULT_HANDLER = 306
+};
 #define NUMPY_FIRST_FEATURE 0xfU
 
 static PyObject *(*set_handler)(PyObject *handler); /* null is the default; returns the one before */
 static PyObject *(*get_handler)(void);
 PyObject *fa_numpy_default, *fa_numpy_own;
+static PyTypeObject *array_type;
+
+/* How an array begins, in every version. */
+typedef struct {
+    PyObject_HEAD
+    void *data;
+    int dimensions;
+    Py_ssize_t *shape, *strides;
+    PyObject *base;
+} numpy_array;
+
+static bool numpy_is_array(PyObject *object) { return object && PyObject_TypeCheck(object, array_type); }
 
 static void *numpy_table(void) {
     static const char *const names[] = {"numpy._core._multiarray_umath", "numpy.core._multiarray_umath"};
@@ -65,6 +83,7 @@ int fa_numpy_ready(void) {
         fa_numpy_own = own ? PyCapsule_New(own, FA_NUMPY_CAPSULE, NULL) : NULL;
         if (!fa_numpy_own) return -1;
     }
+    array_type = table[NUMPY_ARRAY_TYPE];
     memcpy(&get_handler, &table[NUMPY_GET_HANDLER], sizeof get_handler);
     memcpy(&set_handler, &table[NUMPY_SET_HANDLER], sizeof set_handler);
     return 0;
@@ -642,23 +661,40 @@ static PyMethodDef functions[] = {
 
 /* ---- Routed: NumPy's functions as methods of an arena ------------------------------------------------------------- */
 
+/* Calls without a tuple of arguments. CPython has them since 3.9, its limited API since 3.12: the first is the name of a bit
+ * of a type's flags, the second of a bit in the number of arguments. */
+#define HAVE_VECTORCALL (1UL << 11)
+#define ARGUMENTS_OFFSET ((size_t)1 << (8 * sizeof(size_t) - 1))
+typedef PyObject *(*vectorcall)(PyObject *callable, PyObject *const *args, size_t count, PyObject *names);
+typedef PyObject *(*fastcall)(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names);
+
 /*
  * A method descriptor: `arena.empty(8)` calls the Routed with (arena, 8), which calls numpy.empty(8) with the arena's handler
  * as the current one. It looks at the arena each time, so it keeps nothing alive.
  */
 typedef struct {
     PyObject_HEAD
+    vectorcall call;
     PyObject *name;
     PyObject *function; /* null until first used: NumPy is imported then */
+    fastcall direct;    /* the C function of `function`, and what it is a method of; or null */
+    PyObject *direct_self;
+    bool owned;         /* a result that lies elsewhere is copied */
 } routed_object;
 
+static PyObject *routed_vectorcall(PyObject *self, PyObject *const *args, size_t count, PyObject *names);
+
 static PyObject *routed_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-    static const char *names[] = {"name", NULL};
+    static const char *names[] = {"name", "owned", NULL};
     PyObject *name;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "U:Routed", (char **)names, &name)) return NULL;
+    int owned = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "U|$p:Routed", (char **)names, &name, &owned)) return NULL;
     allocfunc allocate = FA_SLOT_OF(allocfunc, type, Py_tp_alloc);
     routed_object *self = (routed_object *)allocate(type, 0);
-    if (self) self->name = Py_NewRef(name);
+    if (!self) return NULL;
+    self->call = routed_vectorcall;
+    self->name = Py_NewRef(name);
+    self->owned = owned;
     return (PyObject *)self;
 }
 
@@ -685,9 +721,14 @@ static PyObject *routed_function(routed_object *routed) {
     if (FA_LIKELY(routed->function != NULL)) return routed->function;
     PyObject *numpy = PyImport_ImportModule("numpy");
     if (!numpy) return NULL;
-    routed->function = PyObject_GetAttr(numpy, routed->name);
+    PyObject *function = PyObject_GetAttr(numpy, routed->name);
     Py_DECREF(numpy);
-    return routed->function;
+    if (function && PyCFunction_Check(function) && PyCFunction_GetFlags(function) == (METH_FASTCALL | METH_KEYWORDS)) {
+        PyCFunction direct = PyCFunction_GetFunction(function);
+        memcpy(&routed->direct, &direct, sizeof routed->direct);
+        routed->direct_self = PyCFunction_GetSelf(function); /* lives as long as the function */
+    }
+    return routed->function = function;
 }
 
 /* NumPy's MemoryError says what it could not allocate; ours, from it, says where. */
@@ -709,13 +750,29 @@ FA_COLD static void explain_memory_error(fa_allocator *allocator) {
     PyErr_Restore(new_type, error, new_traceback);
 }
 
-static PyObject *call_inside(fa_allocator *allocator, PyObject *function, PyObject *args, PyObject *keywords) {
-    PyObject *capsule = own_capsule(allocator);
+/* function(*args, **keywords) of arguments that lie in a row, the names of the last ones in a tuple. */
+static PyObject *call_in_a_row(PyObject *function, PyObject *const *args, Py_ssize_t count, PyObject *names) {
+    PyObject *positional = PyTuple_New(count), *keywords = names ? PyDict_New() : NULL;
+    bool failed = !positional || (names && !keywords);
+    for (Py_ssize_t i = 0; i < count && !failed; i++) failed = PyTuple_SetItem(positional, i, Py_NewRef(args[i])) != 0;
+    Py_ssize_t named = names ? PyTuple_Size(names) : 0;
+    for (Py_ssize_t i = 0; i < named && !failed; i++)
+        failed = PyDict_SetItem(keywords, PyTuple_GetItem(names, i), args[count + i]) != 0;
+    PyObject *result = failed ? NULL : PyObject_Call(function, positional, keywords);
+    Py_XDECREF(positional);
+    Py_XDECREF(keywords);
+    return result;
+}
+
+static PyObject *call_inside(fa_allocator *allocator, routed_object *routed, PyObject *const *args, Py_ssize_t count,
+                             PyObject *names) {
+    PyObject *function = routed_function(routed), *capsule = function ? own_capsule(allocator) : NULL;
     if (!capsule) return NULL;
     Py_INCREF(capsule);
-    PyObject *outer = set_handler(capsule);
-    PyObject *result = outer ? PyObject_Call(function, args, keywords) : NULL;
-    if (outer) {
+    PyObject *outer = set_handler(capsule), *result = NULL;
+    if (FA_LIKELY(outer != NULL)) {
+        result = routed->direct ? routed->direct(routed->direct_self, args, count, names)
+                                : call_in_a_row(function, args, count, names);
         if (FA_LIKELY(result != NULL)) {
             if (make_current(outer)) Py_CLEAR(result);
         } else {
@@ -733,22 +790,66 @@ static PyObject *call_inside(fa_allocator *allocator, PyObject *function, PyObje
     return result;
 }
 
-static PyObject *routed_call(PyObject *self, PyObject *args, PyObject *keywords) {
-    if (fa_numpy_ready()) return NULL;
-    PyObject *function = routed_function((routed_object *)self);
-    if (!function) return NULL;
-    Py_ssize_t count = PyTuple_Size(args);
-    PyObject *allocator = count > 0 ? PyTuple_GetItem(args, 0) : NULL;
-    if (!allocator || !is_allocator(allocator)) {
-        PyErr_Format(PyExc_TypeError, "%U() is a method of an Arena or a Manager", ((routed_object *)self)->name);
+/* Whether the data of an array, or of what it is a view of, is the allocator's. */
+static bool lies_in(fa_allocator *allocator, PyObject *array) {
+    fa_heap *heap = allocator->heap;
+    if (!heap) return false;
+    while (numpy_is_array(((numpy_array *)array)->base)) array = ((numpy_array *)array)->base;
+    const void *data = ((numpy_array *)array)->data;
+    return heap->arena ? fa_arena_owns(heap->arena, data) : fa_owns(heap->manager, data);
+}
+
+/* Of asarray(): what was there already, elsewhere, is copied; not with copy=False. Steals `result`. */
+static PyObject *take_in(fa_allocator *allocator, PyObject *result, PyObject *const *args, Py_ssize_t count, PyObject *names) {
+    static routed_object *array;
+    if (!numpy_is_array(result) || lies_in(allocator, result)) return result;
+    PyObject *copied = NULL;
+    Py_ssize_t named = names ? PyTuple_Size(names) : 0;
+    for (Py_ssize_t i = 0; i < named; i++) {
+        if (args[count + i] != Py_False || PyUnicode_CompareWithASCIIString(PyTuple_GetItem(names, i), "copy") != 0) continue;
+        PyErr_Format(PyExc_ValueError, "copy: it is not in the memory of %s, and copy=False", allocator->label);
+        Py_DECREF(result);
         return NULL;
     }
-    PyObject *rest = PyTuple_GetSlice(args, 1, count);
-    if (!rest) return NULL;
-    Py_INCREF(function);
-    PyObject *result = call_inside((fa_allocator *)allocator, function, rest, keywords);
-    Py_DECREF(function);
-    Py_DECREF(rest);
+    if (!array) array = (routed_object *)PyObject_CallFunction((PyObject *)routed_type, "s", "array");
+    if (array) copied = call_inside(allocator, array, &result, 1, NULL);
+    Py_DECREF(result);
+    return copied;
+}
+
+static PyObject *routed_vectorcall(PyObject *self, PyObject *const *args, size_t count_and_flag, PyObject *names) {
+    routed_object *routed = (routed_object *)self;
+    Py_ssize_t count = (Py_ssize_t)(count_and_flag & ~ARGUMENTS_OFFSET);
+    if (fa_numpy_ready()) return NULL;
+    if (FA_UNLIKELY(count == 0 || !is_allocator(args[0]))) {
+        PyErr_Format(PyExc_TypeError, "%U() is a method of an Arena or a Manager", routed->name);
+        return NULL;
+    }
+    fa_allocator *allocator = (fa_allocator *)args[0];
+    PyObject *result = call_inside(allocator, routed, args + 1, count - 1, names);
+    if (FA_UNLIKELY(routed->owned && result)) result = take_in(allocator, result, args + 1, count - 1, names);
+    return result;
+}
+
+/* The same with a tuple and a dict, for callers that have them. */
+static PyObject *routed_call(PyObject *self, PyObject *args, PyObject *keywords) {
+    Py_ssize_t count = PyTuple_Size(args), named = keywords ? PyDict_Size(keywords) : 0;
+    PyObject **row = PyMem_Malloc((size_t)(count + named + 1) * sizeof *row), *names = named ? PyTuple_New(named) : NULL;
+    PyObject *result = NULL;
+    if (row && (names || !named)) {
+        for (Py_ssize_t i = 0; i < count; i++) row[i] = PyTuple_GetItem(args, i);
+        PyObject *name, *value;
+        Py_ssize_t position = 0, i = 0;
+        for (; i < named && PyDict_Next(keywords, &position, &name, &value); i++) {
+            row[count + i] = value;
+            PyTuple_SetItem(names, i, Py_NewRef(name));
+        }
+        result = routed_vectorcall(self, row, (size_t)count, names);
+    } else if (!PyErr_Occurred()) {
+        PyErr_NoMemory();
+    }
+    Py_XDECREF(names);
+    PyMem_Free(row);
     return result;
 }
 
@@ -777,6 +878,7 @@ static PyGetSetDef routed_getset[] = {{"__doc__", routed_get_doc, NULL, NULL, NU
                                       {NULL, NULL, NULL, NULL, NULL}};
 
 static PyMemberDef routed_members[] = {{"__name__", T_OBJECT, offsetof(routed_object, name), READONLY, NULL},
+                                       {"__vectorcalloffset__", T_PYSSIZET, offsetof(routed_object, call), READONLY, NULL},
                                        {NULL, 0, 0, 0, NULL}};
 
 static PyType_Slot routed_slots[] = {{Py_tp_new, FA_SLOT(routed_new)},
@@ -792,7 +894,7 @@ static PyType_Slot routed_slots[] = {{Py_tp_new, FA_SLOT(routed_new)},
 
 static PyType_Spec routed_spec = {"fastalloc._native.Routed", (int)sizeof(routed_object), 0,
                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_METHOD_DESCRIPTOR |
-                                      Py_TPFLAGS_IMMUTABLETYPE,
+                                      Py_TPFLAGS_IMMUTABLETYPE | HAVE_VECTORCALL,
                                   routed_slots};
 
 int fa_python_add_numpy(PyObject *module) {
