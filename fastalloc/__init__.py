@@ -77,6 +77,7 @@ __all__ = [
     "get_allocator",
     "get_include",
     "get_library",
+    "get_malloc_library",
     "handles",
     "install",
     "numpy_stats",
@@ -107,6 +108,11 @@ def get_include() -> str:
 def get_library() -> str:
     """The shared C library, for C programs and ctypes."""
     return str(_find(("lib/libfastalloc.so*", "lib/libfastalloc*.dylib", "lib/fastalloc*.dll")))
+
+
+def get_malloc_library() -> str:
+    """The library that is a malloc, for LD_PRELOAD (DYLD_INSERT_LIBRARIES on macOS): `fastalloc run --` preloads it."""
+    return str(_find(("libfastalloc-malloc.so", "libfastalloc-malloc.dylib")))
 
 
 if os.environ.get("FASTALLOC_NUMPY") == "1":

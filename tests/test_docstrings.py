@@ -9,7 +9,9 @@ import pytest
 import fastalloc
 
 MODULES = ["fastalloc"] + [
-    f"fastalloc.{module.name}" for module in pkgutil.iter_modules(fastalloc.__path__) if not module.ispkg
+    f"fastalloc.{module.name}"
+    for module in pkgutil.iter_modules(fastalloc.__path__)
+    if not module.ispkg and module.name.isidentifier()  # libfastalloc-malloc.so is no module
 ]
 
 

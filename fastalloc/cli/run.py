@@ -1,4 +1,8 @@
-"""``fastalloc run``: a Python program, unchanged, with NumPy's arrays in fastalloc."""
+"""``fastalloc run``: a program, unchanged, in fastalloc. Two forms, told apart by ``--``.
+
+fastalloc run [options] -- PROGRAM ...           any program: the library is preloaded (preload.py)
+fastalloc run [options] SCRIPT | -m MODULE ...   Python code, run in this process, with Python's own extras
+"""
 
 import argparse
 import io
@@ -9,46 +13,78 @@ import types
 from pathlib import Path
 
 import fastalloc
+from fastalloc.errors import ArgumentError
+
+from . import preload
 
 __all__ = ["add_parser"]
+
+_SCRIPT_ONLY = ("--numpy",)
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "run",
-        help="run a Python program with NumPy's arrays in fastalloc",
-        description="Run a script, or with -m a module, as Python would: as __main__, with its arguments in sys.argv. "
-        "Its exit code is the program's.",
-        usage="fastalloc run [--numpy] [--large-cache SIZE] [--decay SECONDS] (SCRIPT | -m MODULE) ...",
+        help="run a program in fastalloc: all of its malloc, or NumPy's arrays of a script",
+        description="With `--`, any program: all that it gets from malloc comes from fastalloc, which is preloaded "
+        "into it and into what it starts. Without, a Python script, or with -m a module, as Python would run it: as "
+        "__main__, with its arguments in sys.argv. Signals and exit codes are the program's.",
+        usage="fastalloc run [options] -- PROGRAM ...\n"
+        "       fastalloc run [--numpy] [--large-cache SIZE] [--decay SECONDS] (SCRIPT | -m MODULE) ...",
     )
-    parser.add_argument("--numpy", action="store_true", help="install(): array data from fastalloc, process-wide")
-    parser.add_argument("--large-cache", default="1GiB", metavar="SIZE", help="of install(); default: %(default)s")
-    parser.add_argument(
-        "--decay", default=10.0, type=float, metavar="SECONDS", help="of install(); default: %(default)s"
-    )
+    preload.add_options(parser.add_argument_group("for programs (--large-cache and --decay: with --numpy, too)"))
+    scripts = parser.add_argument_group("for scripts")
+    scripts.add_argument("--numpy", action="store_true", help="install(): array data from fastalloc, process-wide")
     # All that follows is the program's: argparse must not look for options there.
-    parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE ...", help="run a module")
-    parser.add_argument("script", nargs=argparse.REMAINDER, metavar="SCRIPT ...", help="run a script")
+    scripts.add_argument("-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE ...", help="run a module")
+    parser.add_argument("program", nargs=argparse.REMAINDER, metavar="[--] PROGRAM ...", help="what to run")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the program; what it raises, SystemExit included, is the caller's to let through."""
-    program: list[str] = options.script if options.module is None else options.module
+    if options.module is None and options.program[:1] == ["--"]:
+        _refuse(options, _SCRIPT_ONLY, "goes with a script: without `--`, as in fastalloc run --numpy prove.py")
+        if len(options.program) == 1:
+            raise ValueError("run: no program after `--`")
+        return preload.run(options.program[1:], options)
+    only = tuple(option.name for option in preload.OPTIONS if not option.script)
+    _refuse(options, only, "goes with a program: after `--`, as in fastalloc run --arena-stats -- python prove.py")
+    # argparse ends -m's arguments at a `--`, Python does not.
+    return _run_python(options, [*(options.module or ()), *options.program])
+
+
+def _refuse(options: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
+    for name in names:
+        if getattr(options, name.removeprefix("--").replace("-", "_")):
+            raise ArgumentError(f"run: {name} {why}")
+
+
+def _run_python(options: argparse.Namespace, program: list[str]) -> int:
     if not program:
-        raise ValueError("run: no program; give a script, or -m and a module")
+        raise ValueError("run: no program; give a script, or -m and a module, or `--` and any program")
     if options.module is None and not Path(program[0]).is_file():
-        raise ValueError(f"run: {program[0]}: no such file")
+        other = f"; for a program: fastalloc run -- {program[0]}" if "/" not in program[0] else ""
+        raise ValueError(f"run: {program[0]}: no such file{other}")
     if options.numpy:
-        fastalloc.install(large_cache=options.large_cache, decay=options.decay)
-        os.environ["FASTALLOC_NUMPY"] = "1"  # child processes that import fastalloc do likewise
+        _install(options)
     options.program_runs = True
     if options.module is not None:
         _run_module(program)
     else:
         _run_script(program)
     return 0
+
+
+def _install(options: argparse.Namespace) -> None:
+    budgets = {}
+    if options.large_cache is not None:
+        budgets["large_cache"] = options.large_cache
+    if options.decay is not None:
+        budgets["decay"] = preload.seconds(options.decay, "--decay")
+    fastalloc.install(**budgets)
+    os.environ["FASTALLOC_NUMPY"] = "1"  # child processes that import fastalloc do likewise
 
 
 def _look_first_in(directory: Path) -> None:
