@@ -7,7 +7,8 @@ SOURCES := $(shell find native/include native/src native/cmake native/CMakeLists
 # pip, pytest and the rest come from the environment; so do cmake and ninja, which a fresh machine does not have.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all test-numpy test-valgrind bench bench-native bench-numpy count-native check wheel clean
+.PHONY: demo test test-all test-numpy test-valgrind bench bench-native bench-numpy count-native check wheel amalgamation \
+    test-amalgamation clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -16,7 +17,7 @@ demo: $(VENV)/.demo
 # Under the sanitizers: not what has no extension in it, nor test_cli.py, which reads the process's own memory, of which a
 # sanitizer maps terabytes, nor NumPy's own tests, nor what preloads another malloc. The prover's JIT compiler leaks and makes the leak check slow: its tests on arenas run without.
 test: $(VENV)/.test
-	tests/asan/run tests $(addprefix --ignore=tests/test_,native.py floors.py cli.py stark.py numpy_suite.py preload.py) --ignore=tests/programs
+	tests/asan/run tests $(addprefix --ignore=tests/test_,native.py floors.py cli.py stark.py numpy_suite.py preload.py amalgamation.py) --ignore=tests/programs
 	ASAN_OPTIONS=detect_leaks=0 tests/asan/run tests/test_stark.py -k arenas
 	pytest
 
@@ -31,7 +32,11 @@ test-valgrind: $(VENV)/.test
 	FASTALLOC_TEST_PRESETS=debug FASTALLOC_TEST_WRAPPER="valgrind --quiet --leak-check=full --error-exitcode=99" \
 	    pytest -n 2 tests/test_native.py -k test_c
 
-test-all: test test-numpy test-valgrind
+# The C tests on fastalloc.c, for 64 and 32 bits and WebAssembly; make test runs some of them on this machine's own.
+test-amalgamation: $(VENV)/.test
+	FASTALLOC_TEST_AMALGAMATION="64-bit 32-bit" pytest tests/test_amalgamation.py
+
+test-all: test test-numpy test-valgrind test-amalgamation
 
 check: $(VENV)/.dev
 	ruff check
@@ -54,6 +59,10 @@ count-native: $(VENV)/.test
 
 bench-numpy: $(VENV)/.bench
 	PYTHONSAFEPATH=1 python asv_bench/quick_numpy.py --json build/bench-numpy.json
+
+# The whole C library as two files, to be dropped into a C project.
+amalgamation:
+	$(PYTHON) native/amalgamate.py build/amalgamation
 
 wheel: $(VENV)/.made
 	pip wheel --no-deps --wheel-dir dist .

@@ -240,8 +240,8 @@ static void count_in_level(fa_arena *arena, uint32_t depth, int64_t blocks, int6
 
 static fa_status fallback_alloc(fa_arena *arena, size_t size, size_t alignment, void **block) {
     size_t room;
-    if (!fa_align_up(fa_max(size, 1), alignment, &room) || (uint64_t)room > UINT64_MAX >> LEVEL_BITS ||
-        room > PTRDIFF_MAX)
+    if (!fa_align_up(fa_max(size, 1), alignment, &room) || room > PTRDIFF_MAX ||
+        (uint64_t)size << LEVEL_BITS >> LEVEL_BITS != size)
         return FA_ERR_NOMEM;
     void *memory = arena->os->heap_alloc(room, alignment);
     if (memory == NULL) return FA_ERR_NOMEM;

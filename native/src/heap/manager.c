@@ -35,8 +35,8 @@
 
 /* Large blocks come in an eighth of a power of two, so that a slightly different size finds them in the cache. */
 #define LARGE_STEPS_LOG2 3
-/* What 28 bits of 4 KiB units can say. */
-#define MAX_LARGE (((uint64_t)1 << 40) - ((uint64_t)1 << 37))
+/* What 28 bits of 4 KiB units can say, or half the address space. */
+#define MAX_LARGE ((size_t)(SIZE_MAX > UINT32_MAX ? ((uint64_t)1 << 40) - ((uint64_t)1 << 37) : SIZE_MAX / 2))
 #define MAX_LARGE_SIZE ((size_t)1 << 30) /* option large_size: room in 28 bits of 16 B */
 /* No sum of sizes gets near it, and twice as much still fits in 64 bits with a sign. */
 #define MAX_LIMIT ((uint64_t)1 << 62)
@@ -77,7 +77,7 @@ static void unlock(const fa_manager *manager) {
 /* ---- accounts: the lock is held --------------------------------------------------------------------------------- */
 
 /* `credit` is what the block that is being moved gives back when it has: until then both places count. */
-static bool allowed(const fa_manager *manager, size_t more, size_t credit) {
+static bool allowed(const fa_manager *manager, uint64_t more, size_t credit) {
     return !manager->closed && more <= MAX_LIMIT && (int64_t)more <= manager->headroom + (int64_t)credit;
 }
 
@@ -257,7 +257,8 @@ fa_manager *fa_manager_create(const fa_manager_options *options, fa_status *stat
     manager->pool = pool;
     manager->locked = (options->flags & FA_LOCKED) != 0;
     manager->large_size = options->large_size;
-    manager->limit = options->limit != 0 && options->limit < MAX_LIMIT ? (int64_t)options->limit : (int64_t)MAX_LIMIT;
+    const uint64_t limit = options->limit;
+    manager->limit = limit != 0 && limit < MAX_LIMIT ? (int64_t)limit : (int64_t)MAX_LIMIT;
     manager->headroom = manager->limit;
     manager->quick = manager->locked ? 0 : options->block_size + 1;
     manager->os = os;
@@ -305,7 +306,7 @@ static found unpack(uint64_t value) {
 
 /* The room a large block of `size` bytes gets, or 0 if there can be none. */
 static size_t large_room(const fa_manager *manager, size_t size) {
-    if (size > MAX_LARGE || size > SIZE_MAX / 2) return 0;
+    if (size > MAX_LARGE) return 0;
     size_t step = (size_t)1 << (fa_log2(fa_max(size, 2) - 1) - LARGE_STEPS_LOG2);
     size_t unit = fa_max(fa_max(step, manager->os->page_size()), (size_t)1 << LARGE_UNIT_LOG2), room;
     return fa_align_up(size, unit, &room) ? room : 0;
