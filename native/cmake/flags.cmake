@@ -3,6 +3,7 @@ add_library(fa_flags INTERFACE)
 
 function(fa_flag_if_supported flag)
   string(MAKE_C_IDENTIFIER "FA_HAS${flag}" known)
+  set(CMAKE_REQUIRED_FLAGS -Werror) # clang only warns of a flag that its target does not have
   check_c_compiler_flag("${flag}" ${known})
   if(${known})
     target_compile_options(fa_flags INTERFACE "$<$<COMPILE_LANGUAGE:C>:${flag}>")

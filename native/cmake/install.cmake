@@ -1,6 +1,6 @@
 # cmake --install: headers, both libraries, pkg-config file, CMake package. All of it can be moved after installation.
 install(FILES include/fastalloc.h include/fastalloc32.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-install(TARGETS fastalloc_shared fastalloc_static EXPORT fastalloc
+install(TARGETS ${libraries} EXPORT fastalloc
         ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
         RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 

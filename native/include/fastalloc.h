@@ -114,7 +114,7 @@ typedef struct fa_arena_options {
     fa_arena_kind kind;
     unsigned flags;                  /* FA_TRACKED or 0 */
     size_t capacity;                 /* bytes of address space for blocks; rounded up to whole pages */
-    size_t alignment;                /* of every block unless asked otherwise: a power of two, 16 B to 2 MiB */
+    size_t alignment;                /* of every block unless asked otherwise: a power of two, 16 B (8 B on 32-bit targets) to 2 MiB */
     fa_full_policy on_full;
     fa_huge_pages huge_pages;
     fa_want guard_pages;             /* inaccessible pages below and above the blocks */

@@ -87,7 +87,7 @@ TEST(null_options_are_invalid) { CHECK(status_of(NULL) == FA_ERR_INVALID); }
 REFUSES(struct_size, struct_size, size_t, 0, 1, sizeof(size_t), SIZE_MAX)
 REFUSES(flags, flags, unsigned, FA_LOCKED, 4, 1U << 31)
 REFUSES(capacity, capacity, size_t, 0)
-REFUSES(alignment, alignment, size_t, 0, 1, 2, 8, 24, 100, 4 * MIB, SIZE_MAX, (size_t)1 << 63)
+REFUSES(alignment, alignment, size_t, 0, 1, 2, sizeof(void *), 24, 100, 4 * MIB, SIZE_MAX, TOP_BIT)
 /* An int, so that a value outside the enum is not undefined before it reaches the library. */
 #define REFUSES_ENUM(title, field)                                                                                     \
     TEST(option_##title##_is_validated) {                                                                              \
@@ -114,7 +114,7 @@ TEST(a_witness_arena_refuses_to_fall_back) {
 
 TEST(a_capacity_above_the_address_space_is_refused) {
     FOR_EACH_KIND(kind) {
-        const size_t absurd[] = {SIZE_MAX, SIZE_MAX - 4096, (size_t)1 << 63, ((size_t)1 << 63) - 1, (size_t)1 << 60};
+        const size_t absurd[] = {SIZE_MAX, SIZE_MAX - 4096, TOO_MUCH(1), TOO_MUCH(1) - 1, TOO_MUCH(8)};
         for (size_t i = 0; i < sizeof absurd / sizeof *absurd; i++) {
             fa_arena_options options = arena_options(kind, absurd[i]);
             options.huge_pages = i % 2 == 0 ? FA_HUGE_OFF : FA_HUGE_TRANSPARENT;
@@ -196,7 +196,7 @@ TEST(the_default_alignment_can_be_any_power_of_two_up_to_2_mib) {
 TEST(bad_alignments_are_refused) {
     FOR_EACH_KIND(kind) {
         fa_arena *arena = new_arena(kind, 16 * MIB);
-        const size_t bad[] = {3, 5, 24, 100, 4 * MIB, SIZE_MAX, ((size_t)1 << 63) + 1, (size_t)1 << 63};
+        const size_t bad[] = {3, 5, 24, 100, 4 * MIB, SIZE_MAX, TOP_BIT + 1, TOP_BIT};
         for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
             CHECK(fa_arena_alloc(arena, 16, bad[i]) == NULL);
             CHECK(fa_arena_alloc_zeroed(arena, 16, bad[i]) == NULL);
@@ -224,7 +224,7 @@ TEST(size_zero_gives_distinct_blocks) {
 
 static const size_t absurd_sizes[] = {SIZE_MAX,           SIZE_MAX - 1,           SIZE_MAX - 63,  SIZE_MAX - 64,
                                       SIZE_MAX - 4095,    SIZE_MAX - 2 * 1048576, SIZE_MAX / 2,   SIZE_MAX / 2 + 1,
-                                      (size_t)1 << 63,    ((size_t)1 << 63) - 1,  (size_t)1 << 62};
+                                      TOO_MUCH(1),    TOO_MUCH(1) - 1,  TOO_MUCH(2)};
 
 static void refuse_absurd_sizes(fa_arena_kind kind, fa_full_policy on_full) {
     fa_arena_options options = arena_options(kind, MIB);

@@ -63,10 +63,10 @@ static void refuse(const fa_manager_options *options) {
     }
 REFUSES(struct_size, struct_size, size_t, 0, 1, sizeof(size_t), SIZE_MAX)
 REFUSES(flags, flags, unsigned, FA_TRACKED, 4, 1U << 31)
-REFUSES(block_size, block_size, size_t, 1, 8, 15, 24, 100, 8 * KIB + 16, SIZE_MAX, (size_t)1 << 63)
+REFUSES(block_size, block_size, size_t, 1, 8, 15, 24, 100, 8 * KIB + 16, SIZE_MAX, TOP_BIT)
 
 TEST(an_absurd_pool_is_refused) {
-    const size_t absurd[] = {SIZE_MAX, SIZE_MAX / 128, SIZE_MAX / 128 + 1, (size_t)1 << 57, (size_t)1 << 56};
+    const size_t absurd[] = {SIZE_MAX, SIZE_MAX / 128, SIZE_MAX / 128 + 1, TOO_MUCH(64), TOO_MUCH(128)};
     for (size_t i = 0; i < sizeof absurd / sizeof *absurd; i++) {
         fa_manager_options options = manager_options();
         options.pool_blocks = absurd[i];
@@ -162,7 +162,7 @@ TEST(size_zero_gives_distinct_blocks) {
 TEST(absurd_sizes_are_refused) {
     fa_manager *manager = manager_with(NULL);
     const size_t absurd[] = {SIZE_MAX, SIZE_MAX - 1, SIZE_MAX - 4096, SIZE_MAX / 2, SIZE_MAX / 2 + 1,
-                             (size_t)1 << 63, ((size_t)1 << 63) - 1, (size_t)1 << 62};
+                             TOO_MUCH(1), TOO_MUCH(1) - 1, TOO_MUCH(2)};
     unsigned char *block = fa_malloc(manager, 100);
     unsigned char *large = fa_malloc(manager, MIB);
     fill(block, 100, 1);
@@ -222,7 +222,7 @@ TEST(aligned_alloc_aligns_up_to_2_mib) {
         }
         CHECK(fa_manager_is_valid(manager));
     }
-    const size_t bad[] = {0, 3, 24, 4 * MIB, SIZE_MAX, (size_t)1 << 63};
+    const size_t bad[] = {0, 3, 24, 4 * MIB, SIZE_MAX, TOP_BIT};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) CHECK(fa_aligned_alloc(manager, bad[i], 100) == NULL);
     CHECK(manager_stats(manager).live == 0);
     fa_manager_destroy(manager);

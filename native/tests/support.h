@@ -27,6 +27,9 @@
 #define UNUSED __attribute__((unused))
 #define KIB ((size_t)1 << 10)
 #define MIB ((size_t)1 << 20)
+#define TOP_BIT (SIZE_MAX / 2 + 1)
+/* Sizes that no process gets: a part of all addresses where they have 64 bits, else nearly all of them. */
+#define TOO_MUCH(part) (SIZE_MAX > UINT32_MAX ? TOP_BIT / (part) : SIZE_MAX - (part))
 
 /* ---- memory that the test does not own any more ------------------------------------------------------------------ */
 

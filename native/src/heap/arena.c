@@ -66,7 +66,7 @@ void fa_arena_options_init(fa_arena_options *options, fa_arena_kind kind) {
         .alignment = polynomial ? 64 : 16,
         .on_full = witness ? FA_FULL_FAIL : FA_FULL_FALLBACK,
         .huge_pages = polynomial ? FA_HUGE_TRANSPARENT : FA_HUGE_OFF,
-        .guard_pages = witness ? FA_REQUIRE : FA_TRY,
+        .guard_pages = witness && fa_os_platform()->traps ? FA_REQUIRE : FA_TRY,
         .lock = witness ? FA_TRY : FA_OFF,
         .no_dump = witness ? FA_TRY : FA_OFF,
         .wipe_on_fork = witness ? FA_TRY : FA_OFF,

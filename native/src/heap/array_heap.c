@@ -303,8 +303,9 @@ static void purge(fa_array_heap *heap, uint64_t now, size_t keep) {
 
 /* Before more is mapped: live and cached together stay near what the arrays alone needed at their peak. */
 static void make_way(fa_array_heap *heap, size_t room) {
-    uint64_t peak = fa_max(heap->period_peak, heap->last_peak), need = heap->large_live + room;
-    uint64_t bound = fa_max(peak + peak / SPARE_PART, peak + SPARE_BYTES);
+    uint64_t peak = heap->period_peak > heap->last_peak ? heap->period_peak : heap->last_peak;
+    uint64_t spare = peak / SPARE_PART > SPARE_BYTES ? peak / SPARE_PART : SPARE_BYTES;
+    uint64_t bound = peak + spare, need = heap->large_live + room;
     size_t keep = bound > need ? (size_t)(bound - need) : 0, excess;
     fa_cached tail;
     while (heap->cache.bytes > keep) {

@@ -309,7 +309,7 @@ static size_t large_room(const fa_manager *manager, size_t size) {
     if (size > MAX_LARGE) return 0;
     size_t step = (size_t)1 << (fa_log2(fa_max(size, 2) - 1) - LARGE_STEPS_LOG2);
     size_t unit = fa_max(fa_max(step, manager->os->page_size()), (size_t)1 << LARGE_UNIT_LOG2), room;
-    return fa_align_up(size, unit, &room) ? room : 0;
+    return fa_align_up(size, unit, &room) && room <= PTRDIFF_MAX ? room : 0;
 }
 
 /* The room a fallback block of `size` bytes gets: never 0, so every block is distinct. */

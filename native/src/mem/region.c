@@ -48,7 +48,7 @@ static fa_status reserve(fa_region *region, const fa_region_spec *spec) {
     size_t capacity;
     if (!fa_align_up(spec->capacity, page, &capacity)) return FA_ERR_NOMEM;
     /* The lower guard is as large as the alignment, so that base keeps it; all of it is inaccessible. */
-    size_t guard = spec->guard_pages == FA_OFF ? 0 : page;
+    size_t guard = spec->guard_pages == FA_OFF || !os->traps ? 0 : page;
     size_t below = guard == 0 ? 0 : alignment;
     if (capacity > SIZE_MAX - below - guard) return FA_ERR_NOMEM;
     void *address;

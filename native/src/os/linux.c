@@ -228,6 +228,7 @@ static void linux_abort(void) { abort(); }
 static const fa_os linux_os = {
     .name = "linux",
     .lazy_commit = true,
+    .traps = true,
     .page_size = linux_page_size,
     .reserve = linux_reserve,
     .map_huge = linux_map_huge,

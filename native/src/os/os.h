@@ -30,6 +30,10 @@ typedef struct fa_os {
     /* True if committing reserved memory costs nothing until it is touched: regions then commit all of it at once. */
     bool lazy_commit;
 
+    /* True if touching reserved memory that was not committed ends the program. Where it does not, there are no guard pages
+     * and regions report none. */
+    bool traps;
+
     size_t (*page_size)(void);
 
     /* Address space, inaccessible, aligned to `alignment` (a power of two; at least a page). Charged to no limit but
@@ -39,14 +43,15 @@ typedef struct fa_os {
     /* Readable, writable, zero. `huge_size` bytes per page from the kernel's reserved pool, all of it or an error. */
     int (*map_huge)(size_t size, size_t huge_size, void **address);
 
-    /* Gives a whole reservation (or a mapping) back. Never fails for a range that was reserved. */
+    /* Gives a reservation (or a mapping) back, or committed whole pages of it, or of neighbours. Never fails for what was
+     * reserved. */
     int (*release)(void *address, size_t size);
 
     /* Makes reserved memory readable and writable. It is zero the first time, and after a decommit. */
     int (*commit)(void *address, size_t size);
 
-    /* Gives the pages back but keeps the addresses readable and writable; they are zero when touched again. Fails on
-     * locked memory. */
+    /* Gives the pages back but keeps the addresses readable and writable; they are zero when touched again. A failure
+     * leaves them as they were. Not for locked memory: what becomes of the lock differs. */
     int (*decommit)(void *address, size_t size);
 
     /* Resizes a committed reservation, moving its pages to another address if it must. The old range is gone; what is
