@@ -4,6 +4,10 @@ install(TARGETS ${libraries} EXPORT fastalloc
         ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
         RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 
+if(TARGET fastalloc_malloc)
+  install(TARGETS fastalloc_malloc LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()
+
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/fastalloc)
 install(EXPORT fastalloc NAMESPACE fastalloc:: FILE fastallocTargets.cmake DESTINATION ${package_dir})
 configure_package_config_file(cmake/fastallocConfig.cmake.in fastallocConfig.cmake INSTALL_DESTINATION ${package_dir})

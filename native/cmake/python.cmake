@@ -27,6 +27,9 @@ if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
 endif()
 
 install(TARGETS _native DESTINATION fastalloc)
+if(TARGET fastalloc_malloc)
+  install(TARGETS fastalloc_malloc LIBRARY DESTINATION fastalloc)
+endif()
 # A wheel holds no symbolic links: two names for the shared library, not three copies.
 set_target_properties(fastalloc_shared PROPERTIES VERSION ${PROJECT_VERSION_MAJOR})
 install(TARGETS ${libraries} ARCHIVE DESTINATION fastalloc/lib LIBRARY DESTINATION fastalloc/lib)

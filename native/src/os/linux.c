@@ -3,6 +3,7 @@
  *
  *     reserve   mmap(PROT_NONE, MAP_NORESERVE), cut to the alignment     commit    mprotect(READ|WRITE)
  *     decommit  madvise(DONTNEED)                                        remap     mremap(MAYMOVE)
+ *     fence_threads  membarrier(PRIVATE_EXPEDITED)
  *     lock      mlock       no_dump  madvise(DONTDUMP)                   wipe_on_fork  madvise(WIPEONFORK)
  *     protect   mprotect    random   getrandom                           map_secret    memfd_secret, DONTFORK
  *
@@ -198,6 +199,28 @@ static int linux_random(void *bytes, size_t size) {
     return error;
 }
 
+static int linux_make_exit_key(void (*ending)(void *), unsigned *key) {
+    pthread_key_t made;
+    int error = pthread_key_create(&made, ending);
+    if (error == 0) *key = (unsigned)made;
+    return error;
+}
+
+static int linux_set_exit_value(unsigned key, void *value) { return pthread_setspecific((pthread_key_t)key, value); }
+
+/* linux/membarrier.h */
+#define PRIVATE_EXPEDITED (1 << 3)
+#define REGISTER_PRIVATE_EXPEDITED (1 << 4)
+
+static int linux_fence_threads(bool prepare) {
+#if defined(SYS_membarrier)
+    FA_CALL(syscall(SYS_membarrier, prepare ? REGISTER_PRIVATE_EXPEDITED : PRIVATE_EXPEDITED, 0));
+#else
+    (void)prepare;
+    return FA_OS_UNSUPPORTED;
+#endif
+}
+
 static uint64_t linux_milliseconds(void) {
     struct timespec now;
     if (clock_gettime(CLOCK_MONOTONIC_COARSE, &now) != 0) return 0;
@@ -249,6 +272,9 @@ static const fa_os linux_os = {
     .resident = linux_resident,
     .at_fork = linux_at_fork,
     .random = linux_random,
+    .make_exit_key = linux_make_exit_key,
+    .set_exit_value = linux_set_exit_value,
+    .fence_threads = linux_fence_threads,
     .milliseconds = linux_milliseconds,
     .yield = linux_yield,
     .heap_alloc = linux_heap_alloc,

@@ -89,6 +89,15 @@ typedef struct fa_os {
     /* Any address and size: bytes that nobody can guess. */
     int (*random)(void *bytes, size_t size);
 
+    /* A function that every thread runs when it ends, with the value it has set for the key, unless that is null. Setting a
+     * value must not need memory from malloc in a thread that has few of them. */
+    int (*make_exit_key)(void (*ending)(void *value), unsigned *key);
+    int (*set_exit_value)(unsigned key, void *value);
+
+    /* Returns after every other thread of the process that is running has executed a full memory barrier. The first call
+     * with `prepare` true must have succeeded. */
+    int (*fence_threads)(bool prepare);
+
     uint64_t (*milliseconds)(void); /* a clock that never goes back */
     void (*yield)(void);
 

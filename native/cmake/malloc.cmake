@@ -1,0 +1,9 @@
+# libfastalloc-malloc.so: malloc for programs that do not know of it. It exports malloc's names, those of C++'s operators, and
+# fastalloc_malloc_stats; what it takes from the archive stays inside.
+add_library(fastalloc_malloc SHARED src/adapters/malloc.c $<TARGET_OBJECTS:fa_global_objects>)
+target_include_directories(fastalloc_malloc PRIVATE include src)
+target_link_libraries(fastalloc_malloc PRIVATE fastalloc_static fa_flags Threads::Threads ${CMAKE_DL_LIBS})
+# The compiler must not know malloc while it compiles it; exceptions of new handlers pass through C.
+target_compile_options(fastalloc_malloc PRIVATE -fno-builtin -fexceptions)
+target_link_options(fastalloc_malloc PRIVATE -Wl,--exclude-libs,ALL -Wl,-z,noseparate-code -Wl,-z,now)
+set_target_properties(fastalloc_malloc PROPERTIES OUTPUT_NAME fastalloc-malloc)

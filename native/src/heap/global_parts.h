@@ -1,0 +1,147 @@
+/*
+ * heap/global_parts.h - what the files of the global heap know of each other
+ *
+ *     global.c        thread heaps, magazines, centrals, medium blocks; initialisation, threads, fork
+ *     global_large.c  large blocks
+ *     global_stats.c  statistics and recounting
+ *
+ * Order of locks: trim, heaps, one heap, one central, pages; large on its own, last. fa_global_fork_prepare takes all.
+ */
+#ifndef FA_HEAP_GLOBAL_PARTS_H
+#define FA_HEAP_GLOBAL_PARTS_H
+
+#include "global.h"
+#include "mem/base.h"
+#include "mem/cache.h"
+#include "mem/lock.h"
+#include "mem/pages.h"
+#include "mem/table.h"
+#include "os/os.h"
+
+#define FA_CACHE_LINE 64
+
+/* ---- classes: 16, 32 ... 128, eight steps to each power of two up to 1 KiB, then four up to 32 KiB ------------------ */
+
+#define FA_LINEAR_MAX ((size_t)1 << 10)
+#define FA_LINEAR_LAST 32U /* the class of FA_LINEAR_MAX */
+
+extern const uint8_t fa_linear_class[FA_LINEAR_MAX / 16 + 1];
+
+/* Of a size up to FA_GLOBAL_SMALL. */
+static inline uint32_t fa_global_class(size_t size) {
+    if (FA_LIKELY(size <= FA_LINEAR_MAX)) return fa_linear_class[(size + 15) / 16];
+    unsigned top = fa_log2(size - 1); /* 10 for 1025 .. 2048 */
+    return FA_LINEAR_LAST + 1 + (top - 10) * 4 + (uint32_t)((size - 1) >> (top - 2) & 3);
+}
+
+static inline uint32_t fa_global_class_size(uint32_t class) {
+    if (class <= 8) return class * 16;
+    if (class <= FA_LINEAR_LAST) return (9 + (class - 9) % 8) << (4 + (class - 9) / 8);
+    class -= FA_LINEAR_LAST + 1;
+    return (5 + class % 4) << (8 + class / 4);
+}
+
+/* ---- centrals ----------------------------------------------------------------------------------------------------- */
+
+#define FA_READY_MAX 1024U
+
+typedef struct fa_central {
+    fa_central_stats stats; /* the size is set with the first span */
+    fa_lock lock;
+    uint32_t reciprocal;    /* 2^32 / size, rounded up */
+    uint32_t pages, blocks; /* of a span */
+    uint32_t ready_max;     /* blocks that may wait */
+    uint32_t slots, slots_at; /* of a full magazine, and where it begins in a heap */
+    uint32_t first, last;   /* spans with free blocks, by their first page; 0: none */
+    size_t seen;            /* ready and taken at the last look, to find out whether it is idle */
+} fa_central;
+
+/* ---- thread heaps ------------------------------------------------------------------------------------------------- */
+
+/* Pointers that a magazine can have at first; then what its class may have. */
+#define FA_NURSERY 16U
+#define FA_MAGAZINE_MAX 256U
+#define FA_MAGAZINE_MIN 4U
+#define FA_MAGAZINE_BYTES ((size_t)128 << 10)
+
+typedef struct fa_seen {
+    void **top;
+    size_t allocated;
+} fa_seen;
+
+typedef struct fa_heap {
+    struct fa_heap *next;      /* in the list of all; never changes */
+    struct fa_heap *next_idle; /* in the list of those without a thread */
+    fa_bin bin[FA_GLOBAL_CLASSES];
+    fa_lock lock;              /* for all that is below, and for `bottom` */
+    bool in_use;
+    uint32_t ticks;
+    void **start[FA_GLOBAL_CLASSES]; /* of the magazine; null: the bin was never used */
+    void **full[FA_GLOBAL_CLASSES];  /* its end; `limit` is the same, or null if every free is to be looked at */
+    fa_seen seen[FA_GLOBAL_CLASSES];
+    void *nursery[FA_GLOBAL_CLASSES][FA_NURSERY];
+    void *magazine[];
+} fa_heap;
+
+/* ---- large blocks ------------------------------------------------------------------------------------------------- */
+
+typedef struct fa_large {
+    fa_lock lock;
+    bool huge_pages;
+    fa_table table;    /* live blocks: their room */
+    fa_cache cache;
+    uint64_t period_at;
+    size_t period_peak, last_peak; /* of live bytes, in this period of the decay and the one before */
+} fa_large;
+
+/* ---- the whole ---------------------------------------------------------------------------------------------------- */
+
+typedef struct fa_global {
+    /* Read by every free, written while the range grows: a line of its own. */
+    _Alignas(FA_CACHE_LINE) fa_pages pages;
+    _Alignas(FA_CACHE_LINE) fa_lock pages_lock;
+    fa_lock heaps_lock, trim_lock;
+    fa_heap *idle;
+    atomic_size_t large_size;
+    atomic_bool zero_on_free;
+    atomic_bool fences;      /* the system has fence_threads */
+    bool has_key;
+    unsigned key;
+    fa_global_options options;
+    uint64_t started_at;
+    atomic_size_t trimmed_at, scavenged_at; /* milliseconds since started_at */
+    fa_large large;
+    const fa_os *os;
+    _Alignas(FA_CACHE_LINE) fa_central central[FA_GLOBAL_CLASSES];
+} fa_global;
+
+extern fa_global fa_the_heap;
+
+#define FA_COUNTS (&fastalloc_malloc_stats.counts)
+#define FA_COUNT(name, amount) atomic_fetch_add_explicit(&FA_COUNTS->name, (size_t)(amount), memory_order_relaxed)
+#define FA_UNCOUNT(name, amount) atomic_fetch_sub_explicit(&FA_COUNTS->name, (size_t)(amount), memory_order_relaxed)
+#define FA_COUNTED(name) atomic_load_explicit(&FA_COUNTS->name, memory_order_relaxed)
+
+/* After held became larger. */
+void fa_global_note_peak(void);
+
+/* Milliseconds since the start. */
+size_t fa_global_now(void);
+
+void fa_large_configure(size_t cache_limit, uint32_t decay, bool huge_pages);
+/* Null if there is no memory. `alignment` is a power of two, `zeroed` asks for zeros in the first `size` bytes. */
+void *fa_large_alloc(size_t size, size_t alignment, bool zeroed);
+/* False if it is not one of them. */
+bool fa_large_free(void *block);
+/* 0 if it is not one of them. */
+size_t fa_large_usable_size(const void *block);
+/* Another size at this or another place; null leaves the block as it was: copy it. */
+void *fa_large_realloc(void *block, size_t old_room, size_t size);
+void fa_large_purge(size_t now, size_t keep);
+
+static inline bool fa_is_in_range(const void *pointer) {
+    const fa_pages *pages = &fa_the_heap.pages;
+    return (uintptr_t)pointer - (uintptr_t)pages->base < atomic_load_explicit(&pages->reach, memory_order_relaxed);
+}
+
+#endif
