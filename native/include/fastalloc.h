@@ -25,6 +25,9 @@
  *   pool      the fixed-size blocks a manager is created with
  *   slab      64 KiB of blocks of another size, made when the pool is exhausted or its blocks are too small
  *   fallback  a block that came from elsewhere because its place was full: from slabs or malloc
+ *   guard     an inaccessible page: whoever runs over the end of what is before it dies
+ *   canary    bytes that nobody can guess, next to a block; whoever overwrites them is found when the block is freed
+ *   sealed    an arena whose pages are inaccessible, or read-only, until it is unsealed
  *   cached    memory that nobody holds and that stays resident for the next allocation
  *
  * Rules
@@ -71,7 +74,8 @@ typedef enum fa_status {
     FA_ERR_STALE,       /* the mark has been rewound past, or is of before a reset */
     FA_ERR_CORRUPT,     /* a double free, a freed or an interior pointer */
     FA_ERR_LOCK,        /* memory could not be locked in RAM, and the lock was required */
-    FA_ERR_UNSUPPORTED  /* a required protection does not exist on this platform */
+    FA_ERR_UNSUPPORTED, /* a required protection does not exist on this platform */
+    FA_ERR_SEALED       /* the arena is sealed: it hands nothing out */
 } fa_status;
 
 typedef enum fa_arena_kind { FA_WITNESS, FA_POLYNOMIAL, FA_SCRATCH } fa_arena_kind;
@@ -91,6 +95,24 @@ typedef enum fa_huge_pages {
 
 /* A protection is left off, tried (what took effect is in fa_protection), or required (else creation or growth fails). */
 typedef enum fa_want { FA_OFF, FA_TRY, FA_REQUIRE } fa_want;
+
+/*
+ * Where the guard pages of a witness arena are. FA_GUARD_ENDS costs nothing per block: for many small secrets. With
+ * FA_GUARD_BLOCKS each block has pages of its own and a guard page after them, against which it ends: a byte beyond the
+ * end, rounded up to the block's alignment, kills the process, as does a touch of a freed block. What rounding leaves, and
+ * 16 bytes in front, are a canary. That costs two pages and some system calls a block: for few and precious secrets.
+ */
+typedef enum fa_guard {
+    FA_GUARD_ENDS,   /* below and above all blocks */
+    FA_GUARD_BLOCKS  /* and after every block */
+} fa_guard;
+
+/* What a seal forbids. */
+typedef enum fa_seal {
+    FA_SEAL_OFF,
+    FA_SEAL_READ, /* blocks may be read only: writing kills the process */
+    FA_SEAL_NONE  /* touching a block kills the process */
+} fa_seal;
 
 typedef enum fa_flags {
     FA_TRACKED = 1, /* arenas: reset and rewind refuse, with FA_ERR_BUSY, to release live blocks */
@@ -125,6 +147,8 @@ typedef struct fa_arena_options {
     fa_corruption_handler on_corruption;
     void *corruption_context;
     const struct fa_os *os;          /* null: this platform */
+    fa_guard guard;                  /* where the guard pages are; FA_GUARD_BLOCKS: witness, with guard_pages not off */
+    fa_want secret_memory;           /* out of the kernel's own map and of every debugger (memfd_secret): witness */
 } fa_arena_options;
 
 typedef struct fa_manager_options {
@@ -161,7 +185,10 @@ typedef struct fa_manager_options {
     X(rewinds, "count", "rewinds, and scopes that ended")                                                              \
     X(wipes, "count", "wipes of the whole arena")                                                                      \
     X(fallbacks, "count", "blocks that came from malloc because the arena was full")                                   \
-    X(failures, "count", "allocations refused")
+    X(failures, "count", "allocations refused")                                                                        \
+    X(locked, "bytes", "locked in RAM now")                                                                            \
+    X(lock_wanted, "bytes", "that should be locked in RAM; after a FA_ERR_LOCK, what was wanted and refused")          \
+    X(lock_limit, "bytes", "that the process may lock (RLIMIT_MEMLOCK)")
 
 #define FA_MANAGER_STATS(X)                                                                                            \
     X(requested, "bytes", "asked for by the blocks that are live")                                                     \
@@ -184,12 +211,16 @@ typedef struct fa_manager_options {
     X(failures, "count", "allocations refused")
 
 #define FA_PROTECTION(X)                                                                                               \
-    X(guarded, "bytes", "of inaccessible guard pages around the blocks")                                               \
+    X(guarded, "bytes", "of inaccessible guard pages below and above the blocks")                                      \
+    X(guarded_blocks, "bytes", "of inaccessible guard pages after live blocks (FA_GUARD_BLOCKS)")                      \
     X(locked, "bytes", "locked in RAM now")                                                                            \
-    X(lock_wanted, "bytes", "that should be locked in RAM now")                                                        \
+    X(lock_wanted, "bytes", "that should be locked in RAM; after a FA_ERR_LOCK, what was wanted and refused")          \
     X(lock_limit, "bytes", "that the process may lock (RLIMIT_MEMLOCK)")                                               \
     X(no_dump, "bytes", "left out of core dumps")                                                                      \
     X(wipe_on_fork, "bytes", "that a forked child sees as zero")                                                       \
+    X(no_fork, "bytes", "that a forked child does not have: secret memory")                                            \
+    X(secret, "bytes", "out of the kernel's own map and of every debugger (memfd_secret)")                             \
+    X(sealed, "bytes", "inaccessible or read-only now, because the arena is sealed")                                   \
     X(transparent_huge, "bytes", "for which transparent huge pages were asked and accepted")                           \
     X(reserved_huge, "bytes", "backed by the kernel's reserved huge pages (hugetlb)")
 
@@ -223,6 +254,9 @@ FA_API void fa_arena_destroy(fa_arena *arena);
  */
 FA_API void *fa_arena_alloc(fa_arena *arena, size_t size, size_t alignment);
 
+/* Why the last allocation that was refused was: FA_ERR_NOMEM, _INVALID, _LOCK, _SEALED, _STALE. FA_OK if none was. */
+FA_API fa_status fa_arena_last_refusal(const fa_arena *arena);
+
 /* Likewise, zero. Bytes that nobody has used yet are known to be zero and are not touched. */
 FA_API void *fa_arena_alloc_zeroed(fa_arena *arena, size_t size, size_t alignment);
 
@@ -253,6 +287,23 @@ FA_API fa_status fa_arena_reset(fa_arena *arena);
 
 /* Zeroes every byte ever handed out, then resets; a tracked arena with live blocks is zeroed and keeps them. */
 FA_API fa_status fa_arena_wipe(fa_arena *arena);
+
+/*
+ * Seals the arena: from now on a touch of any of its blocks (FA_SEAL_READ: a write) kills the process, in every thread.
+ * What does not touch blocks goes on: marks, statistics, trim. Freeing a block, rewind, reset, wipe and destroy open a
+ * witness arena's pages for as long as it takes to zero them; allocation and realloc fail, with FA_ERR_SEALED in
+ * fa_arena_last_refusal. Not for untracked scratch arenas (FA_ERR_INVALID). FA_ERR_NOMEM, and nothing changed, if
+ * the system refuses. Cost: a system call, or one a live block with FA_GUARD_BLOCKS, that grow with the resident pages.
+ */
+FA_API fa_status fa_arena_seal(fa_arena *arena, fa_seal how);
+FA_API fa_status fa_arena_unseal(fa_arena *arena); /* as fa_arena_seal(arena, FA_SEAL_OFF) */
+
+/*
+ * Opens a sealed arena until the matching _end: of the calls that overlap, by any threads, the first opens and the last
+ * seals again. Meanwhile it is open to all threads, and seal and unseal say what holds after the last _end.
+ */
+FA_API fa_status fa_arena_unsealed_begin(fa_arena *arena);
+FA_API fa_status fa_arena_unsealed_end(fa_arena *arena);
 
 /* Gives the pages of free memory back to the system, all but `keep` bytes of them. */
 FA_API fa_status fa_arena_trim(fa_arena *arena, size_t keep);

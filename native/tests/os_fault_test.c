@@ -14,11 +14,12 @@
 
 typedef enum call {
     RESERVE, MAP_HUGE, COMMIT, DECOMMIT, REMAP, LOCK, UNLOCK, NO_DUMP, WIPE_ON_FORK, ADVISE_HUGE, RESIDENT, HEAP_ALLOC,
-    CALLS
+    PROTECT, MAP_SECRET, UNMAP_SECRET, RANDOM, CALLS
 } call;
 
 static const char *const call_names[CALLS] = {"reserve", "map_huge", "commit", "decommit", "remap", "lock", "unlock",
-                                              "no_dump", "wipe_on_fork", "advise_huge", "resident", "heap_alloc"};
+                                              "no_dump", "wipe_on_fork", "advise_huge", "resident", "heap_alloc",
+                                              "protect", "map_secret", "unmap_secret", "random"};
 
 static struct {
     call kind;         /* the kind that fails */
@@ -77,6 +78,14 @@ static int f_advise_huge(void *address, size_t size) {
 static int f_resident(void *address, size_t size, uint64_t *bytes) {
     return fails(RESIDENT) ? EAGAIN : real->resident(address, size, bytes);
 }
+static int f_protect(void *address, size_t size, fa_os_access access) {
+    return fails(PROTECT) ? ENOMEM : real->protect(address, size, access);
+}
+static int f_map_secret(void *address, size_t size) { return fails(MAP_SECRET) ? EAGAIN : real->map_secret(address, size); }
+static int f_unmap_secret(void *address, size_t size) {
+    return fails(UNMAP_SECRET) ? ENOMEM : real->unmap_secret(address, size);
+}
+static int f_random(void *bytes, size_t size) { return fails(RANDOM) ? EIO : real->random(bytes, size); }
 static void *f_heap_alloc(size_t size, size_t alignment) {
     if (fails(HEAP_ALLOC)) return NULL;
     void *block = real->heap_alloc(size, alignment);
@@ -105,6 +114,10 @@ static fa_os faulty_os(bool lazy_commit) {
     os.wipe_on_fork = f_wipe_on_fork;
     os.advise_huge = f_advise_huge;
     os.resident = f_resident;
+    os.protect = f_protect;
+    os.map_secret = f_map_secret;
+    os.unmap_secret = f_unmap_secret;
+    os.random = f_random;
     os.heap_alloc = f_heap_alloc;
     os.heap_free = f_heap_free;
     return os;
@@ -208,6 +221,132 @@ ARENA_SCENARIO(a_polynomial_arena, FA_POLYNOMIAL, 0, FA_OFF)
 ARENA_SCENARIO(a_tracked_polynomial_arena, FA_POLYNOMIAL, FA_TRACKED, FA_TRY)
 ARENA_SCENARIO(a_scratch_arena, FA_SCRATCH, 0, FA_OFF)
 ARENA_SCENARIO(a_tracked_scratch_arena, FA_SCRATCH, FA_TRACKED, FA_OFF)
+
+/* ---- secrets: guards after blocks, seals, secret memory --------------------------------------------------------------- */
+
+enum { SECRETS = 12 };
+
+/* Bytes that this process has locked, as the kernel counts them; the sanitizers lock nothing. */
+static uint64_t locked_in_fact(void) {
+    unsigned long long kib = 0;
+    char line[256];
+    FILE *status = fopen("/proc/self/status", "r");
+    if (status == NULL || UNDER_SANITIZER) return UINT64_MAX;
+    while (fgets(line, sizeof line, status) != NULL && sscanf(line, "VmLck: %llu", &kib) != 1) {}
+    fclose(status);
+    return kib * 1024;
+}
+
+/* What is required holds, what was tried and failed shows, and no lock is claimed that is not there. */
+static void check_secret_protection(const fa_arena *arena, const fa_arena_options *options, size_t live) {
+    const fa_protection protection = arena_protection(arena);
+    CHECK(options->guard_pages != FA_REQUIRE || options->guard == FA_GUARD_ENDS ||
+          protection.guarded_blocks == live * real->page_size());
+    CHECK(options->secret_memory != FA_REQUIRE || protection.secret > 0);
+    CHECK(options->lock != FA_REQUIRE || protection.locked >= arena_stats(arena).requested);
+    CHECK(fault.failed || protection.locked == protection.lock_wanted);
+    const uint64_t locked = locked_in_fact();
+    CHECK(fault.failed ? protection.locked <= locked : protection.locked == locked || locked == UINT64_MAX);
+}
+
+static void use_secrets(const fa_os *os, fa_guard guard, fa_want secret_memory, fa_want want) {
+    fa_arena_options options = arena_options(FA_WITNESS, 512 * KIB);
+    options.os = os;
+    options.guard = guard;
+    options.secret_memory = secret_memory;
+    options.guard_pages = options.lock = options.no_dump = options.wipe_on_fork = want;
+    fa_status status = FA_OK;
+    fa_arena *arena = fa_arena_create(&options, &status);
+    if (arena == NULL) {
+        CHECK(fault.failed && want == FA_REQUIRE ? status != FA_OK : status == FA_ERR_NOMEM);
+        CHECK(status == FA_ERR_NOMEM || status == FA_ERR_LOCK || status == FA_ERR_UNSUPPORTED);
+        return;
+    }
+    unsigned char *blocks[SECRETS] = {NULL};
+    size_t live = 0;
+    for (size_t i = 0; i < SECRETS; i++) {
+        const size_t size = 700 * i;
+        blocks[i] = fa_arena_alloc(arena, size, 0);
+        CHECK(blocks[i] != NULL || (fault.failed && fa_arena_last_refusal(arena) != FA_OK));
+        if (blocks[i] == NULL) continue;
+        CHECK(is_zero(blocks[i], size));
+        fill(blocks[i], size, i);
+        live++;
+        check_secret_protection(arena, &options, live);
+    }
+    status = fa_arena_seal(arena, FA_SEAL_NONE);
+    CHECK(status == FA_OK ? live == 0 || arena_protection(arena).sealed > 0 : fault.failed);
+    if (status != FA_OK) CHECK(arena_protection(arena).sealed == 0);
+    for (size_t i = 0; i < SECRETS; i += 3) { /* through the seal, if there is one */
+        if (blocks[i] == NULL) continue;
+        fa_arena_free(arena, blocks[i], 0);
+        if (fa_arena_is_live(arena, blocks[i])) CHECK(fault.failed); /* it could not be opened, so it was not freed */
+        else blocks[i] = NULL;
+    }
+    status = fa_arena_unseal(arena);
+    if (status != FA_OK) {
+        CHECK(fault.failed);
+        status = fa_arena_unseal(arena);
+    }
+    if (status == FA_OK) {
+        for (size_t i = 0; i < SECRETS; i++) CHECK(blocks[i] == NULL || is_filled(blocks[i], 700 * i, i));
+        status = fa_arena_seal(arena, FA_SEAL_READ);
+        CHECK(status == FA_OK || fault.failed);
+        status = fa_arena_unsealed_begin(arena);
+        if (status == FA_OK) {
+            for (size_t i = 0; i < SECRETS; i++) fill(blocks[i], blocks[i] == NULL ? 0 : 700 * i, i + 1);
+            status = fa_arena_unsealed_end(arena);
+            CHECK(status == FA_OK || (fault.failed && arena_protection(arena).sealed == 0));
+        }
+    }
+    status = fa_arena_reset(arena);
+    CHECK(status == FA_OK || fault.failed);
+    if (status == FA_OK) CHECK(arena_stats(arena).live == 0 && arena_protection(arena).guarded_blocks == 0);
+    CHECK(arena_protection(arena).locked <= locked_in_fact());
+    status = fa_arena_trim(arena, 0);
+    CHECK(status == FA_OK || fault.failed);
+    if (fa_arena_unseal(arena) == FA_OK) {
+        unsigned char *last = fa_arena_alloc(arena, 100000, 0);
+        CHECK(last != NULL ? is_zero(last, 100000) : fault.failed);
+        if (last != NULL) fill(last, 100000, 1);
+        status = fa_arena_seal(arena, FA_SEAL_NONE);
+        CHECK(status == FA_OK || fault.failed);
+    }
+    CHECK(fa_arena_is_valid(arena));
+    fa_arena_destroy(arena);
+}
+
+#define SECRET_SCENARIO(name, guard, secret_memory, want)                                                              \
+    static void name##_scenario(const fa_os *os) { use_secrets(os, guard, secret_memory, want); }                      \
+    TEST(name##_survive_every_fault) { run_with_every_fault(name##_scenario, true); }                                  \
+    TEST(name##_survive_every_fault_where_commits_cost) { run_with_every_fault(name##_scenario, false); }
+
+SECRET_SCENARIO(sealed_secrets_that_try, FA_GUARD_ENDS, FA_OFF, FA_TRY)
+SECRET_SCENARIO(sealed_secrets_that_require, FA_GUARD_ENDS, FA_OFF, FA_REQUIRE)
+SECRET_SCENARIO(guarded_secrets_that_try, FA_GUARD_BLOCKS, FA_OFF, FA_TRY)
+SECRET_SCENARIO(guarded_secrets_that_require, FA_GUARD_BLOCKS, FA_OFF, FA_REQUIRE)
+SECRET_SCENARIO(secret_secrets_that_try, FA_GUARD_ENDS, FA_TRY, FA_TRY)
+SECRET_SCENARIO(secret_and_guarded_secrets_that_try, FA_GUARD_BLOCKS, FA_TRY, FA_TRY)
+
+/* A kernel without memfd_secret cannot be required to have it. */
+static bool has_secret_memory(void) {
+    fa_arena_options options = arena_options(FA_WITNESS, MIB);
+    options.secret_memory = FA_REQUIRE;
+    fa_arena *arena = fa_arena_create(&options, NULL);
+    fa_arena_destroy(arena);
+    return arena != NULL;
+}
+
+static void required_secret_scenario(const fa_os *os) { use_secrets(os, FA_GUARD_ENDS, FA_REQUIRE, FA_REQUIRE); }
+static void required_guarded_secret_scenario(const fa_os *os) {
+    use_secrets(os, FA_GUARD_BLOCKS, FA_REQUIRE, FA_REQUIRE);
+}
+
+TEST(secret_memory_that_is_required_survives_every_fault) {
+    SKIP_IF(!has_secret_memory(), "no memfd_secret");
+    run_with_every_fault(required_secret_scenario, true);
+    run_with_every_fault(required_guarded_secret_scenario, true);
+}
 
 static void scopes_scenario(const fa_os *os) {
     fa_arena_options options = arena_options(FA_SCRATCH, 64 * KIB);

@@ -5,7 +5,7 @@
  *                    \- polynomial, witness, tracked --> lock --> bins, else cursor (mem/blocks.h) --> region
  *                                                                                    \- full --> malloc, if allowed
  *
- *     metadata mapping   | fa_arena | threads or levels, entries, links |      nothing about a block is in the block
+ *     metadata mapping   | fa_arena | threads or levels, entries, links | alive |   nothing about a block is in the block
  *     region             | guard | blocks ... | guard |                        mem/region.h
  *
  * Two ways to keep the cursor. A scratch arena is *bumped*: threads take chunks and never look back until a rewind or reset,
@@ -87,13 +87,17 @@ static bool options_are_valid(const fa_arena_options *options) {
     if (options->huge_pages != FA_HUGE_OFF && options->huge_pages != FA_HUGE_TRANSPARENT &&
         options->huge_pages != FA_HUGE_TLB_2M && options->huge_pages != FA_HUGE_TLB_1G)
         return false;
+    if (options->guard != FA_GUARD_ENDS && options->guard != FA_GUARD_BLOCKS) return false;
+    bool for_secrets = options->guard == FA_GUARD_BLOCKS || options->secret_memory != FA_OFF;
+    if (for_secrets && options->kind != FA_WITNESS) return false;
+    if (options->guard == FA_GUARD_BLOCKS && options->guard_pages == FA_OFF) return false;
     return is_want(options->guard_pages) && is_want(options->lock) && is_want(options->no_dump) &&
-           is_want(options->wipe_on_fork);
+           is_want(options->wipe_on_fork) && is_want(options->secret_memory);
 }
 
 /* Where the parts of the metadata mapping begin. */
 typedef struct metadata_layout {
-    size_t levels, marks, threads, entries, links, size;
+    size_t levels, marks, threads, entries, links, alive, size;
 } metadata_layout;
 
 /* Appends `count` items of `size` bytes on cache lines; false if that would wrap. */
@@ -104,7 +108,7 @@ static bool append(size_t *end, size_t count, size_t size, size_t *begin) {
     return true;
 }
 
-static bool lay_out(metadata_layout *layout, bool mapped, size_t slots, size_t page) {
+static bool lay_out(metadata_layout *layout, bool mapped, bool witness, size_t slots, size_t page) {
     size_t end = sizeof(fa_arena);
     bool fits = append(&end, mapped ? FA_MAX_LEVELS : 0, sizeof(fa_level), &layout->levels) &&
                 append(&end, mapped ? 0 : FA_MAX_LEVELS, sizeof(fa_bump_mark), &layout->marks) &&
@@ -113,8 +117,10 @@ static bool lay_out(metadata_layout *layout, bool mapped, size_t slots, size_t p
                 /* Entries last and on a page: they are made zero again by giving their pages back. */
                 fa_align_up(end, page, &layout->entries);
     end = layout->entries;
-    return fits && append(&end, mapped ? slots : 0, sizeof(uint64_t), &layout->entries) &&
-           fa_align_up(end, page, &layout->size);
+    fits = fits && append(&end, mapped ? slots : 0, sizeof(uint64_t), &layout->entries) &&
+           fa_align_up(end, page, &layout->alive);
+    layout->size = layout->alive + (witness ? page : 0);
+    return fits && layout->size >= layout->alive;
 }
 
 /* The power of two that makes the capacity countable, or 0. */
@@ -131,8 +137,17 @@ static fa_status map_metadata(const fa_os *os, const metadata_layout *layout, vo
     return FA_ERR_NOMEM;
 }
 
+/* Zero in a forked child: a page of its own, so that nothing else is. Without the platform's help it never is. */
+static volatile uint32_t *make_alive(void *page, const fa_os *os) {
+    static uint32_t always = 1;
+    if (page == NULL) return &always;
+    (void)os->wipe_on_fork(page, os->page_size());
+    *(uint32_t *)page = 1;
+    return page;
+}
+
 static void init(fa_arena *arena, const fa_arena_options *options, const metadata_layout *layout, const fa_region *region,
-                 size_t granule) {
+                 size_t granule, const uint64_t canary[2]) {
     unsigned char *metadata = (unsigned char *)arena;
     arena->region = *region;
     arena->base = region->base;
@@ -144,12 +159,18 @@ static void init(fa_arena *arena, const fa_arena_options *options, const metadat
     arena->kind = options->kind;
     arena->tracked = (options->flags & FA_TRACKED) != 0;
     arena->mapped = arena->tracked || options->kind != FA_SCRATCH;
+    arena->guarded = region->pages != FA_OFF;
+    arena->plain = arena->mapped && !arena->guarded;
+    arena->careful = options->kind == FA_WITNESS;
+    arena->canary[0] = canary[0];
+    arena->canary[1] = canary[1];
     arena->fast = !arena->mapped && options->alignment == granule;
     arena->alignment = options->alignment;
     arena->on_full = options->on_full;
     arena->os = region->os;
     arena->metadata = metadata;
     arena->metadata_size = layout->size;
+    arena->alive = make_alive(layout->size > layout->alive ? metadata + layout->alive : NULL, arena->os);
     fa_table_init(&arena->fallback);
     if (options->name != NULL) strncpy(arena->name, options->name, NAME_BYTES - 1);
     arena->reporter = (fa_reporter){.os = arena->os,
@@ -158,7 +179,7 @@ static void init(fa_arena *arena, const fa_arena_options *options, const metadat
                                     .heap = "arena",
                                     .name = arena->name};
     if (arena->mapped) {
-        arena->entries_size = layout->size - layout->entries;
+        arena->entries_size = layout->alive - layout->entries;
         fa_blocks_init(&arena->blocks, (uint64_t *)(void *)(metadata + layout->entries),
                        (fa_link *)(void *)(metadata + layout->links), (fa_level *)(void *)(metadata + layout->levels),
                        region->capacity, fa_log2(granule), arena->base);
@@ -178,7 +199,8 @@ fa_arena *fa_arena_create(const fa_arena_options *options, fa_status *status) {
     if (!options_are_valid(options)) return NULL;
 
     const fa_os *os = options->os != NULL ? options->os : fa_os_platform();
-    const fa_region_spec spec = {
+    uint64_t canary[2] = {0};
+    fa_region_spec spec = {
         .capacity = options->capacity,
         .alignment = FA_MAX_ALIGNMENT,
         .huge_pages = options->huge_pages,
@@ -186,25 +208,38 @@ fa_arena *fa_arena_create(const fa_arena_options *options, fa_status *status) {
         .lock = options->lock,
         .no_dump = options->no_dump,
         .wipe_on_fork = options->wipe_on_fork,
+        .secret_memory = options->secret_memory,
+        .pages = FA_OFF,
     };
+    if (options->guard == FA_GUARD_BLOCKS) {
+        spec.pages = options->guard_pages;
+        if (options->alignment > os->page_size()) return NULL; /* FA_ERR_INVALID */
+        if (os->random(canary, sizeof canary) != 0) { /* a canary that can be guessed is none */
+            *status = FA_ERR_UNSUPPORTED;
+            if (spec.pages == FA_REQUIRE) return NULL;
+            spec.pages = FA_OFF;
+        }
+    }
     fa_region region;
     *status = fa_region_create(&region, os, &spec);
     if (*status != FA_OK) return NULL;
 
     bool mapped = options->kind != FA_SCRATCH || (options->flags & FA_TRACKED) != 0;
-    size_t granule = granule_of(options->alignment, region.capacity);
+    bool witness = options->kind == FA_WITNESS;
+    size_t granule = region.pages != FA_OFF ? region.page : granule_of(options->alignment, region.capacity);
+    if (region.pages != FA_OFF && region.capacity / granule > MAX_GRANULES) granule = 0;
     metadata_layout layout = {0};
     void *metadata = NULL;
     *status = FA_ERR_NOMEM;
     size_t slots = granule == 0 ? 0 : fa_blocks_slots(region.capacity, fa_log2(granule));
-    if (granule != 0 && lay_out(&layout, mapped, slots, os->page_size()))
+    if (granule != 0 && lay_out(&layout, mapped, witness, slots, os->page_size()))
         *status = map_metadata(os, &layout, &metadata);
     if (*status != FA_OK) {
         fa_region_destroy(&region);
         return NULL;
     }
     fa_arena *arena = metadata;
-    init(arena, options, &layout, &region, granule);
+    init(arena, options, &layout, &region, granule, canary);
     return arena;
 }
 
@@ -213,15 +248,6 @@ static void free_fallbacks(const fa_os *os, fa_table *fallback) {
     for (fa_slot *slot = fa_table_next(fallback, &position); slot != NULL; slot = fa_table_next(fallback, &position))
         os->heap_free((void *)slot->address);
     fa_table_destroy(fallback, os);
-}
-
-void fa_arena_destroy(fa_arena *arena) {
-    if (arena == NULL) return;
-    const fa_os *os = arena->os;
-    if (arena->kind == FA_WITNESS) fa_secure_zero(arena->base, arena->high);
-    free_fallbacks(os, &arena->fallback);
-    fa_region_destroy(&arena->region);
-    (void)os->release(arena->metadata, arena->metadata_size);
 }
 
 /* ---- fallback: the arena is full -------------------------------------------------------------------------------- */
@@ -303,6 +329,14 @@ static void release_fallbacks(fa_arena *arena, uint32_t depth) {
 FA_COLD static fa_status refuse(fa_arena *arena, fa_status status) {
     lock(arena);
     arena->failures++;
+    arena->refusal = status;
+    unlock(arena);
+    return status;
+}
+
+fa_status fa_arena_last_refusal(const fa_arena *arena) {
+    lock(arena);
+    fa_status status = arena->refusal;
     unlock(arena);
     return status;
 }
@@ -311,9 +345,9 @@ static fa_status alloc_slow(fa_arena *arena, size_t size, size_t alignment, bool
     size_t offset = 0, dirty = 0;
     if (alignment == 0) alignment = arena->alignment;
     if (!fa_is_power_of_two(alignment) || alignment > FA_MAX_ALIGNMENT) return refuse(arena, FA_ERR_INVALID);
-    alignment = fa_max(alignment, arena->granule);
-    fa_status status = arena->mapped ? fa_mapped_alloc(arena, size, alignment, &offset, &dirty)
-                                     : fa_bumped_alloc(arena, size, alignment, &offset, &dirty);
+    fa_status status = arena->plain     ? fa_mapped_alloc(arena, size, alignment, &offset, &dirty)
+                       : arena->guarded ? fa_guarded_alloc(arena, size, alignment, &offset)
+                                        : fa_bumped_alloc(arena, size, fa_max(alignment, arena->granule), &offset, &dirty);
     if (status == FA_OK) {
         *block = at_offset(arena, offset);
         /* What lies above every byte that was handed out is zero as the system gave it. */
@@ -338,7 +372,8 @@ fa_status fa_arena_try_alloc(fa_arena *arena, size_t size, size_t alignment, boo
 
 fa_status fa_arena_try_free(fa_arena *arena, void *block) {
     if (!in_region(arena, block)) return fallback_free(arena, block);
-    return arena->mapped ? fa_mapped_free(arena, block) : FA_OK;
+    if (FA_LIKELY(arena->plain)) return fa_mapped_free(arena, block);
+    return arena->guarded ? fa_guarded_free(arena, block) : FA_OK;
 }
 
 void fa_arena_free(fa_arena *arena, void *block, size_t size) {
@@ -348,15 +383,22 @@ void fa_arena_free(fa_arena *arena, void *block, size_t size) {
         return;
     }
     fa_status status = fa_arena_try_free(arena, block);
-    if (FA_UNLIKELY(status != FA_OK)) fa_report(&arena->reporter, "free", status, block);
+    if (FA_UNLIKELY(status == FA_ERR_CORRUPT || status == FA_ERR_FOREIGN))
+        fa_report(&arena->reporter, "free", status, block);
+    else if (FA_UNLIKELY(status != FA_OK)) (void)refuse(arena, status); /* it lives on: what cannot be wiped is not freed */
+}
+
+/* FA_ERR_CORRUPT unless a live block of a mapped arena starts there; the lock is held. */
+static fa_status check_block(const fa_arena *arena, const void *block) {
+    size_t size;
+    if (arena->guarded) return fa_guarded_size(arena, block, &size);
+    return fa_blocks_check(&arena->blocks, (size_t)((const unsigned char *)block - arena->base));
 }
 
 bool fa_arena_is_live(const fa_arena *arena, const void *block) {
     lock(arena);
-    bool live = in_region(arena, block)
-                    ? arena->mapped && fa_blocks_check(&arena->blocks, (size_t)((const unsigned char *)block -
-                                                                               arena->base)) == FA_OK
-                    : fa_table_find(&arena->fallback, block) != NULL;
+    bool live = in_region(arena, block) ? arena->mapped && check_block(arena, block) == FA_OK
+                                        : fa_table_find(&arena->fallback, block) != NULL;
     unlock(arena);
     return live;
 }
@@ -366,7 +408,8 @@ size_t fa_arena_usable_size(const fa_arena *arena, const void *block) {
     lock(arena);
     if (in_region(arena, block)) {
         size_t offset = (size_t)((const unsigned char *)block - arena->base);
-        if (arena->mapped && fa_blocks_check(&arena->blocks, offset) == FA_OK)
+        if (arena->guarded) (void)fa_guarded_size(arena, block, &usable); /* beyond it stands a canary */
+        else if (arena->mapped && fa_blocks_check(&arena->blocks, offset) == FA_OK)
             usable = fa_mapped_block_bytes(arena, (uint32_t)(offset >> arena->blocks.shift));
     } else {
         const fa_slot *slot = fa_table_find(&arena->fallback, block);
@@ -389,13 +432,15 @@ void *fa_arena_realloc(fa_arena *arena, void *block, size_t old_size, size_t new
         else status = FA_ERR_FOREIGN;
         unlock(arena);
     } else if (((uintptr_t)block & (alignment - 1)) == 0) {
-        status = arena->mapped ? fa_mapped_resize(arena, block, &old_size, new_size)
-                               : fa_bumped_resize(arena, block, old_size, new_size);
+        status = arena->plain     ? fa_mapped_resize(arena, block, &old_size, new_size)
+                 : arena->guarded ? fa_guarded_resize(arena, block, &old_size, new_size, alignment)
+                                  : fa_bumped_resize(arena, block, old_size, new_size);
     } else if (arena->mapped) {
         status = fa_mapped_size(arena, block, &old_size);
     }
     if (status == FA_OK) return block;
     if (status == FA_ERR_CORRUPT || status == FA_ERR_FOREIGN) fa_report(&arena->reporter, "realloc", status, block);
+    else if (status != FA_ERR_NOMEM) (void)refuse(arena, status);
     if (status != FA_ERR_NOMEM) return NULL;
 
     void *moved = fa_arena_alloc(arena, new_size, alignment);
@@ -418,6 +463,7 @@ fa_mark fa_arena_mark(const fa_arena *arena) {
 
 fa_status fa_arena_rewind(fa_arena *arena, fa_mark mark) {
     lock(arena);
+    fa_secret_enter(arena);
     uint32_t level = 0;
     fa_status status =
         arena->mapped ? fa_mapped_rewind(arena, mark, &level) : fa_bumped_rewind(arena, mark, &level);
@@ -426,6 +472,7 @@ fa_status fa_arena_rewind(fa_arena *arena, fa_mark mark) {
         arena->rewinds++;
     }
     unlock(arena);
+    if (arena->guarded) fa_guarded_report(arena, "rewind");
     return status;
 }
 
@@ -465,11 +512,15 @@ fa_status fa_arena_live(const fa_arena *arena, const fa_mark *mark, uint64_t *li
     return status;
 }
 
-/* Releases everything; the lock is held. The fallback blocks go to `orphans`, to be freed after the lock. */
-static void release_all(fa_arena *arena, bool is_zero, fa_table *orphans) {
+/* Releases everything, or nothing and an error; the lock is held. The fallback blocks go to `orphans`, to be freed after
+ * the lock. */
+static fa_status release_all(fa_arena *arena, bool is_zero, fa_table *orphans) {
     if (arena->mapped) {
         size_t cursor = (size_t)arena->blocks.cursor << arena->blocks.shift;
-        if (arena->kind == FA_WITNESS && arena->live > 0 && !is_zero) fa_secure_zero(arena->base, cursor);
+        fa_status status = FA_OK;
+        if (arena->guarded) status = fa_guarded_release(arena, 0);
+        else if (arena->kind == FA_WITNESS && arena->live > 0 && !is_zero) status = fa_secret_wipe(arena, 0, cursor);
+        if (status != FA_OK) return status;
         fa_mapped_reset(arena);
         arena->live = arena->bytes = 0;
     } else {
@@ -479,49 +530,73 @@ static void release_all(fa_arena *arena, bool is_zero, fa_table *orphans) {
     *orphans = arena->fallback;
     fa_table_init(&arena->fallback);
     arena->fallback_bytes = 0;
+    return FA_OK;
 }
 
 fa_status fa_arena_reset(fa_arena *arena) {
     fa_table orphans = {0};
     fa_status status = FA_OK;
     lock(arena);
+    fa_secret_enter(arena);
     if (arena->tracked && arena->live > 0) {
         status = FA_ERR_BUSY;
     } else {
-        release_all(arena, false, &orphans);
-        arena->resets++;
+        status = release_all(arena, false, &orphans);
+        arena->resets += status == FA_OK;
     }
     unlock(arena);
     free_fallbacks(arena->os, &orphans);
+    if (arena->guarded) fa_guarded_report(arena, "reset");
     return status;
 }
 
-/* Zeroes every byte that was ever handed out; the lock is held. */
-static void zero_all(fa_arena *arena) {
+/* Zeroes every byte that was ever handed out, or none and an error; the lock is held. */
+static fa_status zero_all(fa_arena *arena) {
     size_t used = arena->mapped ? arena->high : fa_max(arena->high, fa_bumped_used(arena, true));
-    fa_secure_zero(arena->base, used);
+    fa_status status = arena->guarded ? fa_guarded_wipe(arena) : fa_secret_wipe(arena, 0, used);
+    if (status != FA_OK) return status;
     size_t position = 0;
     for (fa_slot *slot = fa_table_next(&arena->fallback, &position); slot != NULL;
          slot = fa_table_next(&arena->fallback, &position))
         fa_secure_zero((void *)slot->address, fallback_size(slot));
+    return FA_OK;
 }
 
 fa_status fa_arena_wipe(fa_arena *arena) {
     fa_table orphans = {0};
     lock(arena);
-    zero_all(arena);
-    arena->wipes++;
-    if (!arena->tracked || arena->live == 0) release_all(arena, true, &orphans);
+    fa_secret_enter(arena);
+    fa_status status = zero_all(arena);
+    arena->wipes += status == FA_OK;
+    if (status == FA_OK && (!arena->tracked || arena->live == 0)) status = release_all(arena, true, &orphans);
     unlock(arena);
     free_fallbacks(arena->os, &orphans);
-    return FA_OK;
+    if (arena->guarded) fa_guarded_report(arena, "wipe");
+    return status;
 }
 
 void fa_arena_close(fa_arena *arena) {
     lock(arena);
-    if (!arena->closed && arena->kind == FA_WITNESS) zero_all(arena);
-    arena->closed = true;
+    fa_secret_enter(arena);
+    if (!arena->closed) {
+        fa_status status = fa_secret_end(arena);
+        if (arena->kind == FA_WITNESS && (status != FA_OK || zero_all(arena) != FA_OK))
+            fa_region_discard(&arena->region, arena->high); /* what cannot be opened to be zeroed is given up */
+    }
     unlock(arena);
+    if (arena->guarded) fa_guarded_report(arena, "close");
+}
+
+void fa_arena_destroy(fa_arena *arena) {
+    if (arena == NULL) return;
+    const fa_os *os = arena->os;
+    if (arena->kind == FA_WITNESS) {
+        if (arena->closed) (void)zero_all(arena); /* live blocks may have been written to since */
+        else fa_arena_close(arena);
+    }
+    free_fallbacks(os, &arena->fallback);
+    fa_region_destroy(&arena->region);
+    (void)os->release(arena->metadata, arena->metadata_size);
 }
 
 /* ---- trim ------------------------------------------------------------------------------------------------------- */
@@ -611,6 +686,7 @@ fa_status fa_arena_get_stats(const fa_arena *arena, fa_arena_stats *stats) {
     uint64_t live, bytes, allocated, used, cached = 0, peak;
     size_t bump_cursor = FA_GET(arena->bump.cursor);
     lock(arena);
+    fa_secret_enter((fa_arena *)(uintptr_t)arena); /* no block changes */
     if (arena->mapped) {
         live = arena->live;
         bytes = arena->bytes;
@@ -640,6 +716,9 @@ fa_status fa_arena_get_stats(const fa_arena *arena, fa_arena_stats *stats) {
         .wipes = arena->wipes,
         .fallbacks = arena->fallbacks,
         .failures = arena->failures,
+        .locked = arena->region.protection.locked,
+        .lock_wanted = arena->region.protection.lock_wanted,
+        .lock_limit = arena->os->lock_limit(),
     };
     unlock(arena);
     return FA_OK;
@@ -647,6 +726,7 @@ fa_status fa_arena_get_stats(const fa_arena *arena, fa_arena_stats *stats) {
 
 fa_status fa_arena_get_protection(const fa_arena *arena, fa_protection *protection) {
     lock(arena);
+    fa_secret_enter((fa_arena *)(uintptr_t)arena); /* a child has no locks */
     fa_region_get_protection(&arena->region, protection);
     unlock(arena);
     return FA_OK;
@@ -666,7 +746,8 @@ void fa_arena_fork_prepare(fa_arena *arena) { lock(arena); }
 void fa_arena_fork_parent(fa_arena *arena) { unlock(arena); }
 
 void fa_arena_fork_child(fa_arena *arena) {
-    fa_region_fork_child(&arena->region);
+    if (arena->kind == FA_WITNESS) fa_secret_adopt(arena);
+    else fa_region_fork_child(&arena->region);
     unlock(arena);
 }
 

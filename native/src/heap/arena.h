@@ -35,6 +35,9 @@ bool fa_arena_is_live(const fa_arena *arena, const void *block);
  * freed. Idempotent. */
 void fa_arena_close(fa_arena *arena);
 
+/* What was asked for with fa_arena_seal. */
+fa_seal fa_arena_get_seal(const fa_arena *arena);
+
 /* Starts a new measurement of the peak: returns the peak so far and sets it to what is used now. */
 uint64_t fa_arena_restart_peak(fa_arena *arena, uint64_t *used_now);
 

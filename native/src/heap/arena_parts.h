@@ -4,8 +4,10 @@
  *     arena.c    the API: creation, fallback, reset, wipe, trim, statistics, and the hot path of bumped arenas
  *     bumped.c   untracked scratch arenas: chunks of threads over mem/bump.h, no lock
  *     mapped.c   all others: every block known, over mem/blocks.h, a short lock
+ *     guarded.c  of them, witness arenas with a guard page after every block
+ *     secret.c   seals, forks, wipes
  *
- * Nothing outside these three includes it.
+ * Nothing outside these five includes it.
  */
 #ifndef FA_HEAP_ARENA_PARTS_H
 #define FA_HEAP_ARENA_PARTS_H
@@ -57,6 +59,9 @@ struct fa_arena {
     uint64_t born;           /* the first epoch */
     bool fast;               /* bumped, and the default alignment is the granule */
     bool mapped;
+    bool plain;              /* mapped and not guarded */
+    bool guarded;            /* mapped, with a guard page after every block */
+    bool careful;            /* mapped: fa_secret_ready is asked before an allocation */
     bool closed;
     bool tracked;
     fa_arena_kind kind;
@@ -72,6 +77,17 @@ struct fa_arena {
     uint64_t peak;
     uint64_t allocated, live, bytes; /* mapped: all; bumped: what is not in a thread's counts */
     uint64_t fallback_bytes, fallbacks, failures, resets, rewinds, wipes;
+
+    fa_status refusal;       /* of the last allocation that failed */
+    fa_seal seal, sealed;    /* asked for; what the pages are, or at most are if `torn` */
+    bool torn;               /* the system refused in the middle: the pages differ, and sealing begins anew */
+    uint32_t unsealers;      /* fa_arena_unsealed_begin without its _end */
+    uint32_t wiping;         /* threads that zero a block outside the lock: its pages must stay open */
+    volatile uint32_t *alive; /* 0 in a forked child that has not been here yet */
+    bool ragged;             /* guarded: some pages could not be closed */
+    bool damaged_after;      /* at its end */
+    const void *damaged;     /* guarded: a block whose canary was overwritten, to be reported */
+    uint64_t canary[2];      /* guarded: nobody can guess */
 
     fa_bump_mark *mark;      /* bumped: FA_MAX_LEVELS of them; [0] is the bottom */
     uint32_t marks;          /* on top of the bottom */
@@ -122,6 +138,13 @@ static inline void forget(fa_arena *arena, size_t size) {
     arena->bytes -= size;
 }
 
+/* The lock is held. */
+static inline void note_use(fa_arena *arena, size_t end) {
+    uint64_t used = (arena->blocks.cursor - arena->blocks.free) << arena->blocks.shift;
+    if (used > arena->peak) arena->peak = used;
+    if (end > FA_GET(arena->high)) FA_SET(arena->high, end);
+}
+
 /* Epochs for an arena: the first of a run of EPOCH_RUN. */
 #define EPOCH_RUN ((uint64_t)1 << 24)
 uint64_t fa_next_epochs(void);
@@ -169,5 +192,52 @@ size_t fa_mapped_block_bytes(const fa_arena *arena, uint32_t index);
 
 /* Sums of the level and all above it. */
 void fa_mapped_live(const fa_arena *arena, const fa_level *level, uint64_t *live, uint64_t *bytes);
+
+/* ---- guarded.c: a guard page after every block --------------------------------------------------------------------- */
+
+/* As those of mapped.c. The canaries they find damaged are reported by the first two and noted by the rest. */
+fa_status fa_guarded_free(fa_arena *arena, void *block);
+fa_status fa_guarded_resize(fa_arena *arena, void *block, size_t *old_size, size_t new_size, size_t alignment);
+fa_status fa_guarded_alloc(fa_arena *arena, size_t size, size_t alignment, size_t *offset);
+
+/* Reports what was noted; the caller does not hold the lock, but does for the rest. */
+void fa_guarded_report(fa_arena *arena, const char *call);
+
+/* FA_ERR_CORRUPT unless it is a live block. */
+fa_status fa_guarded_size(const fa_arena *arena, const void *block, size_t *size);
+
+/* Asked for by the live blocks from the granule on, where a block begins. */
+uint64_t fa_guarded_bytes(const fa_arena *arena, uint32_t index);
+
+/* Wipes and closes the live blocks from the granule on, or nothing and an error. The caller drops them from the map. */
+fa_status fa_guarded_release(fa_arena *arena, uint32_t index);
+fa_status fa_guarded_wipe(fa_arena *arena); /* likewise, all; they live on */
+
+/* What may be done with live blocks; *bytes of pages. */
+fa_status fa_guarded_protect(fa_arena *arena, fa_os_access access, uint64_t *bytes);
+void fa_guarded_fork_child(fa_arena *arena);
+
+/* ---- secret.c: the lock is held ------------------------------------------------------------------------------------ */
+
+/* The first time in a forked child: takes the memory over. */
+void fa_secret_adopt(fa_arena *arena);
+static inline void fa_secret_enter(fa_arena *arena) {
+    if (FA_UNLIKELY(*arena->alive == 0)) fa_secret_adopt(arena);
+}
+
+/* FA_OK if blocks can be handed out: not closed, not sealed. */
+fa_status fa_secret_ready(fa_arena *arena);
+
+/* Zeroes [start, end) of the region, through a seal if there is one; not for guarded arenas. */
+fa_status fa_secret_wipe(fa_arena *arena, size_t start, size_t end);
+
+/* The pages are no longer all what `sealed` says, which is told. */
+static inline void fa_secret_tear(fa_arena *arena) {
+    arena->torn = true;
+    arena->region.protection.sealed = 0;
+}
+
+/* No allocation any more, and no seal; FA_ERR_NOMEM: sealed all the same. */
+fa_status fa_secret_end(fa_arena *arena);
 
 #endif

@@ -43,18 +43,12 @@ uint64_t fa_mapped_used(const fa_arena *arena) {
     return (arena->blocks.cursor - arena->blocks.free) << arena->blocks.shift;
 }
 
-static void note_use(fa_arena *arena, size_t end) {
-    uint64_t used = fa_mapped_used(arena);
-    if (used > arena->peak) arena->peak = used;
-    if (end > FA_GET(arena->high)) FA_SET(arena->high, end);
-}
-
 fa_status fa_mapped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t *offset, size_t *dirty) {
     uint32_t granules, index;
     fa_status status = FA_OK;
     lock(arena);
-    if (arena->closed) status = FA_ERR_STALE;
-    else if (!take(arena, size, alignment, &granules, &index)) status = FA_ERR_NOMEM;
+    if (FA_UNLIKELY(arena->careful)) status = fa_secret_ready(arena);
+    if (FA_LIKELY(status == FA_OK) && !take(arena, size, alignment, &granules, &index)) status = FA_ERR_NOMEM;
     if (status == FA_OK) {
         *offset = (size_t)index << arena->blocks.shift;
         size_t end = *offset + ((size_t)granules << arena->blocks.shift);
@@ -80,11 +74,16 @@ fa_status fa_mapped_free(fa_arena *arena, void *block) {
     fa_status status = fa_blocks_check(&arena->blocks, offset);
     if (status == FA_OK && arena->kind == FA_WITNESS) {
         size_t bytes = fa_mapped_block_bytes(arena, index);
-        if (bytes > WIPE_INSIDE_LOCK) {
+        fa_secret_enter(arena);
+        if (FA_UNLIKELY(arena->sealed != FA_SEAL_OFF || arena->region.lost)) {
+            status = fa_secret_wipe(arena, offset, offset + bytes);
+        } else if (bytes > WIPE_INSIDE_LOCK) {
             /* The block is still live, so nobody else may touch it; another free of it meanwhile is found below. */
+            arena->wiping++;
             unlock(arena);
             fa_secure_zero(block, bytes);
             lock(arena);
+            arena->wiping--;
             status = fa_blocks_check(&arena->blocks, offset);
         } else {
             fa_secure_zero(block, bytes);
@@ -108,8 +107,8 @@ void fa_mapped_reset(fa_arena *arena) {
 fa_status fa_mapped_size(fa_arena *arena, const void *block, size_t *size) {
     size_t offset = (size_t)((const unsigned char *)block - arena->base);
     lock(arena);
-    fa_status status = fa_blocks_check(&arena->blocks, offset);
-    if (status == FA_OK) *size = fa_blocks_size(&arena->blocks, (uint32_t)(offset >> arena->blocks.shift));
+    fa_status status = arena->guarded ? fa_guarded_size(arena, block, size) : fa_blocks_check(&arena->blocks, offset);
+    if (status == FA_OK && !arena->guarded) *size = fa_blocks_size(&arena->blocks, (uint32_t)(offset >> arena->blocks.shift));
     unlock(arena);
     return status == FA_OK ? FA_ERR_NOMEM : status;
 }
@@ -123,9 +122,9 @@ fa_status fa_mapped_resize(fa_arena *arena, void *block, size_t *old_size, size_
     if (status == FA_OK) {
         *old_size = fa_blocks_size(&arena->blocks, index);
         size_t end = offset + ((size_t)granules << arena->blocks.shift), had_end = offset + fa_mapped_block_bytes(arena, index);
-        if (arena->closed) status = FA_ERR_STALE;
-        else if (granules == 0) status = FA_ERR_NOMEM;
-        else if (end > had_end) status = fa_region_use(&arena->region, fa_min(end, arena->region.capacity));
+        if (arena->careful) status = fa_secret_ready(arena);
+        if (status == FA_OK && granules == 0) status = FA_ERR_NOMEM;
+        if (status == FA_OK && end > had_end) status = fa_region_use(&arena->region, fa_min(end, arena->region.capacity));
         if (status == FA_OK && arena->kind == FA_WITNESS && new_size < *old_size)
             fa_secure_zero((unsigned char *)block + new_size, had_end - offset - new_size);
         if (status == FA_OK && !fa_blocks_resize(&arena->blocks, index, granules, new_size)) status = FA_ERR_NOMEM;
@@ -152,6 +151,8 @@ void fa_mapped_live(const fa_arena *arena, const fa_level *level, uint64_t *live
         *live += at->live;
         *bytes += at->bytes;
     }
+    /* There, a block is whole pages to the map. */
+    if (arena->guarded) *bytes = fa_guarded_bytes(arena, level->position);
 }
 
 fa_status fa_mapped_rewind(fa_arena *arena, fa_mark mark, uint32_t *depth) {
@@ -162,7 +163,11 @@ fa_status fa_mapped_rewind(fa_arena *arena, fa_mark mark, uint32_t *depth) {
     if (arena->tracked && live > 0) return FA_ERR_BUSY;
     size_t position = (size_t)level->position << arena->blocks.shift;
     size_t cursor = (size_t)arena->blocks.cursor << arena->blocks.shift;
-    if (arena->kind == FA_WITNESS && live > 0) fa_secure_zero(at_offset(arena, position), cursor - position);
+    if (arena->kind == FA_WITNESS && live > 0) {
+        fa_status status = arena->guarded ? fa_guarded_release(arena, level->position)
+                                          : fa_secret_wipe(arena, position, cursor);
+        if (status != FA_OK) return status;
+    }
     *depth = (uint32_t)(level - arena->blocks.level);
     fa_blocks_drop(&arena->blocks, level);
     arena->live -= live;

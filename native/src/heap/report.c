@@ -2,6 +2,7 @@
  * heap/report.c - what happens when a program is found to be corrupt
  *
  *     "fastalloc: free of 0x7f0012345680, which is not a live block of arena 'witness'"
+ *     "fastalloc: free of 0x7f0012345680, which was overrun at its end, in arena 'witness'"
  *
  * Thread rule: any; state is on the stack. Cost: cold.
  */
@@ -30,13 +31,13 @@ static void add_hex(message *text, uintptr_t value) {
     add(text, &digits[at]);
 }
 
-FA_COLD void fa_report(const fa_reporter *reporter, const char *call, fa_status status, const void *pointer) {
+static void report(const fa_reporter *reporter, const char *call, const void *pointer, const char *fault) {
     message text = {.length = 0};
     add(&text, "fastalloc: ");
     add(&text, call);
     add(&text, " of ");
     add_hex(&text, (uintptr_t)pointer);
-    add(&text, status == FA_ERR_FOREIGN ? ", which does not belong to " : ", which is not a live block of ");
+    add(&text, fault);
     add(&text, reporter->heap);
     if (reporter->name[0] != '\0') {
         add(&text, " '");
@@ -51,4 +52,14 @@ FA_COLD void fa_report(const fa_reporter *reporter, const char *call, fa_status 
     text.line[text.length++] = '\n';
     reporter->os->report(text.line, text.length);
     reporter->os->abort();
+}
+
+FA_COLD void fa_report(const fa_reporter *reporter, const char *call, fa_status status, const void *pointer) {
+    const char *fault = status == FA_ERR_FOREIGN ? ", which does not belong to " : ", which is not a live block of ";
+    report(reporter, call, pointer, fault);
+}
+
+FA_COLD void fa_report_damage(const fa_reporter *reporter, const char *call, const void *pointer, bool after) {
+    report(reporter, call, pointer,
+           after ? ", which was overrun at its end, in " : ", which was overrun before its beginning, in ");
 }

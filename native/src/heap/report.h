@@ -21,4 +21,7 @@ typedef struct fa_reporter {
 /* `call` is what was called: "free", "realloc". `status` is FA_ERR_CORRUPT (freed, interior) or FA_ERR_FOREIGN. Returns if the handler does. */
 void fa_report(const fa_reporter *reporter, const char *call, fa_status status, const void *pointer);
 
+/* The canary before or after a block was overwritten; likewise. */
+void fa_report_damage(const fa_reporter *reporter, const char *call, const void *pointer, bool after);
+
 #endif

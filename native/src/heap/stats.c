@@ -50,6 +50,7 @@ const char *fa_status_string(fa_status status) {
     case FA_ERR_CORRUPT: return "not a live block";
     case FA_ERR_LOCK: return "memory could not be locked";
     case FA_ERR_UNSUPPORTED: return "not supported on this platform";
+    case FA_ERR_SEALED: return "the arena is sealed";
     }
     return "unknown status";
 }

@@ -159,7 +159,7 @@ void fa_blocks_init(fa_blocks *blocks, uint64_t *entry, fa_link *link, fa_level 
                     unsigned shift, const void *base) {
     *blocks = (fa_blocks){.entry = entry, .link = link, .level = level, .shift = shift, .epoch = 1};
     blocks->granules = (uint32_t)(capacity >> shift);
-    blocks->page_log2 = FA_BLOCKS_PAGE_LOG2 - shift;
+    blocks->page_log2 = shift < FA_BLOCKS_PAGE_LOG2 ? FA_BLOCKS_PAGE_LOG2 - shift : 0;
     blocks->pages = (uint32_t)(capacity >> FA_BLOCKS_PAGE_LOG2) + 1;
     blocks->phase = ((uintptr_t)base & (FA_MAX_ALIGNMENT - 1)) >> shift;
 }
@@ -187,6 +187,13 @@ fa_status fa_blocks_check(const fa_blocks *blocks, size_t offset) {
     size_t index = offset >> blocks->shift;
     if (index << blocks->shift != offset || index >= blocks->cursor) return FA_ERR_CORRUPT;
     return kind_at(blocks, (uint32_t)index) == LIVE ? FA_OK : FA_ERR_CORRUPT;
+}
+
+fa_link *fa_blocks_note(const fa_blocks *blocks, uint32_t index) { return link_at(blocks, index); }
+
+bool fa_blocks_next_live(const fa_blocks *blocks, uint32_t *index) {
+    while (*index < blocks->cursor && kind_at(blocks, *index) != LIVE) *index += fa_blocks_granules(blocks, *index);
+    return *index < blocks->cursor;
 }
 
 fa_level *fa_blocks_level_of(fa_blocks *blocks, uint32_t index) {

@@ -54,18 +54,18 @@ typedef struct fa_level {
 } fa_level;
 
 typedef struct fa_link {
-    uint32_t next, prev; /* granule + 1 of the neighbours in the bin; 0: none */
+    uint32_t next, prev; /* granule + 1 of the neighbours in the bin; 0: none. Where a live block starts: the owner's */
 } fa_link;
 
 typedef struct fa_blocks {
     uint64_t *entry;     /* fa_blocks_slots() of them; zero pages where nothing ever was */
-    fa_link *link;       /* likewise; meaningful where a free block starts */
+    fa_link *link;       /* likewise; meaningful where a block starts */
     fa_level *level;     /* FA_MAX_LEVELS of them; level[0] is the whole */
     uint32_t granules;   /* capacity */
     uint32_t cursor;
     uint32_t depth;      /* of the top level */
     uint32_t epoch;      /* entries of other epochs are of before a reset */
-    unsigned shift;      /* log2 of the granule in bytes: at most 8 */
+    unsigned shift;      /* log2 of the granule in bytes: at most 8, or that of a page */
     unsigned page_log2;  /* log2 of the granules in a page */
     uint32_t pages;      /* that begin in the capacity, and one */
     size_t phase;        /* base address modulo the largest alignment, in granules */
@@ -90,6 +90,12 @@ fa_status fa_blocks_check(const fa_blocks *blocks, size_t offset);
 /* Of a live block: its granules, and the bytes it was asked for with. */
 uint32_t fa_blocks_granules(const fa_blocks *blocks, uint32_t index);
 size_t fa_blocks_size(const fa_blocks *blocks, uint32_t index);
+
+/* Two words for the owner of a live block; undefined after fa_blocks_take. */
+fa_link *fa_blocks_note(const fa_blocks *blocks, uint32_t index);
+
+/* Moves *index, where a block starts or the cursor is, to the first live block from there on; false if there is none. */
+bool fa_blocks_next_live(const fa_blocks *blocks, uint32_t *index);
 
 /* Frees a live block. */
 void fa_blocks_give(fa_blocks *blocks, uint32_t index);

@@ -2,10 +2,14 @@
  * mem/region.h - reserved address space, guard pages, and a record of the protections that took effect
  *
  *     | guard | base ............ used ............ committed ............ capacity | guard |
- *               <-- locked ------------>
+ *               <-- secret --><-- locked ------->
  *
- * Invariants: base is aligned as asked; used <= committed <= capacity; everything in [0, locked) is locked; whatever was
- * required of the spec holds for all of [0, used). The record says what is true, never what was wished.
+ * Two ways to use it. Whole: [0, used) is accessible, and locking follows it. By pages (spec.pages): nothing is
+ * accessible but the ranges that are open, each locked by itself, so what is not open guards what is.
+ *
+ * Invariants: base is aligned as asked; used <= committed <= capacity; secret memory is a prefix, and locked; used whole,
+ * everything in [0, locked) is locked; whatever was required of the spec holds for all of [0, used), or all that is
+ * open. The record says what is true, never what was wished.
  * Thread rule: the owner's lock. Cost: create and destroy are a few system calls; use is a compare unless it grows.
  */
 #ifndef FA_MEM_REGION_H
@@ -23,6 +27,8 @@ typedef struct fa_region_spec {
     fa_want lock;
     fa_want no_dump;
     fa_want wipe_on_fork;
+    fa_want secret_memory;
+    fa_want pages; /* FA_TRY: if the platform cannot, the region is used whole */
 } fa_region_spec;
 
 typedef struct fa_region {
@@ -32,8 +38,13 @@ typedef struct fa_region {
     size_t page;
     size_t used;       /* bytes from base that may be touched now */
     size_t committed;  /* bytes from base that are accessible */
-    fa_want lock;
+    size_t secret;     /* bytes from base that are secret memory; no less than `committed` unless a try failed */
+    fa_want lock, no_dump, wipe_on_fork, secret_memory;
+    fa_want pages;     /* not FA_OFF: nothing is accessible but what is open */
     bool lock_failed;  /* a try failed: do not ask the kernel again at every growth */
+    bool secret_failed;
+    bool lost;         /* given up, or not to be had again in a forked child: nothing may be touched */
+    size_t foreign;    /* bytes from base that somebody else took meanwhile */
     void *reserved;    /* the reservation, guards included */
     size_t reserved_size;
     fa_protection protection;
@@ -55,7 +66,24 @@ fa_status fa_region_decommit(fa_region *region, size_t start, size_t end, size_t
 /* Unlocks and forgets what lies above `end`, so that it can be decommitted; it is locked again when used. */
 fa_status fa_region_shrink(fa_region *region, size_t end);
 
-/* A forked child inherits no locks. */
+/* By pages: opens [start, end), whole pages that are usable and have a closed one after them. *locked: by a call of its
+ * own. FA_ERR_LOCK: they are open and must be closed again. FA_ERR_NOMEM: nothing has changed. */
+fa_status fa_region_open(fa_region *region, size_t start, size_t end, bool *locked);
+
+/* Makes what was opened inaccessible again, and unlocks it. False: that failed, and fa_region_mend has to do it. */
+bool fa_region_close(fa_region *region, size_t start, size_t end, bool locked);
+
+/* Closes pages that are not open but may be so after a failure; fa_region_recount says what is locked of what is open. */
+bool fa_region_mend(fa_region *region, size_t start, size_t end);
+void fa_region_recount(fa_region *region, uint64_t locked);
+
+/* What may be done with whole pages that are usable; their contents, and locks, stay. */
+fa_status fa_region_protect(fa_region *region, size_t start, size_t end, fa_os_access access);
+
+/* The contents of [0, end) are given up without writing to them: of memory that cannot be opened any more. */
+void fa_region_discard(fa_region *region, size_t end);
+
+/* A forked child inherits no locks, and has no secret memory: it gets both, zero. By pages, all of them are closed. */
 void fa_region_fork_child(fa_region *region);
 
 /* Bytes of [0, end) in physical memory. Cost: a system call for every 16 MiB. */

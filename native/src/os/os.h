@@ -62,14 +62,14 @@ typedef struct fa_os {
     int (*protect)(void *address, size_t size, fa_os_access access);
 
     /* Reserved memory becomes readable, writable, zero and *secret*: locked, out of core dumps, out of the kernel's own
-     * map and so out of a debugger's reach, and not in a forked child, which has nothing at these addresses. All of it, or
-     * an error and the memory reserved as before. Not for lock, unlock, decommit, no_dump and wipe_on_fork. */
+     * map and so out of a debugger's reach, and not in a forked child, which has nothing at these addresses. All of
+     * it, or an error and the memory reserved as before. Not for lock, unlock, decommit, no_dump and wipe_on_fork. */
     int (*map_secret)(void *address, size_t size);
 
     /* Secret memory becomes reserved memory again, its contents gone. */
     int (*unmap_secret)(void *address, size_t size);
 
-    /* Reserves exactly this range, or fails if anything is there: for a forked child, in the place of what was secret. */
+    /* Reserves exactly this range, or fails if anything is there: for a forked child, where secret memory was. */
     int (*reserve_at)(void *address, size_t size);
 
     int (*lock)(void *address, size_t size);
