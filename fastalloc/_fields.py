@@ -39,6 +39,12 @@ class ArenaFields:
     """Blocks that came from malloc because the arena was full."""
     failures: int
     """Allocations refused."""
+    locked: int
+    """Bytes: locked in RAM now."""
+    lock_wanted: int
+    """Bytes: that should be locked in RAM; after a FA_ERR_LOCK, what was wanted and refused."""
+    lock_limit: int
+    """Bytes: that the process may lock (RLIMIT_MEMLOCK)."""
 
 
 ARENA_UNITS = {
@@ -58,6 +64,9 @@ ARENA_UNITS = {
     "wipes": "count",
     "fallbacks": "count",
     "failures": "count",
+    "locked": "bytes",
+    "lock_wanted": "bytes",
+    "lock_limit": "bytes",
 }
 
 
@@ -167,17 +176,25 @@ class ProtectionFields:
     """A record of C, as it is."""
 
     guarded: int
-    """Bytes: of inaccessible guard pages around the blocks."""
+    """Bytes: of inaccessible guard pages below and above the blocks."""
+    guarded_blocks: int
+    """Bytes: of inaccessible guard pages after live blocks (FA_GUARD_BLOCKS)."""
     locked: int
     """Bytes: locked in RAM now."""
     lock_wanted: int
-    """Bytes: that should be locked in RAM now."""
+    """Bytes: that should be locked in RAM; after a FA_ERR_LOCK, what was wanted and refused."""
     lock_limit: int
     """Bytes: that the process may lock (RLIMIT_MEMLOCK)."""
     no_dump: int
     """Bytes: left out of core dumps."""
     wipe_on_fork: int
     """Bytes: that a forked child sees as zero."""
+    no_fork: int
+    """Bytes: that a forked child does not have: secret memory."""
+    secret: int
+    """Bytes: out of the kernel's own map and of every debugger (memfd_secret)."""
+    sealed: int
+    """Bytes: inaccessible or read-only now, because the arena is sealed."""
     transparent_huge: int
     """Bytes: for which transparent huge pages were asked and accepted."""
     reserved_huge: int
@@ -186,11 +203,15 @@ class ProtectionFields:
 
 PROTECTION_UNITS = {
     "guarded": "bytes",
+    "guarded_blocks": "bytes",
     "locked": "bytes",
     "lock_wanted": "bytes",
     "lock_limit": "bytes",
     "no_dump": "bytes",
     "wipe_on_fork": "bytes",
+    "no_fork": "bytes",
+    "secret": "bytes",
+    "sealed": "bytes",
     "transparent_huge": "bytes",
     "reserved_huge": "bytes",
 }
