@@ -8,7 +8,7 @@ SOURCES := $(shell find native/include native/src native/cmake native/CMakeLists
 export PATH := $(BIN):$(PATH)
 
 .PHONY: demo test test-all test-numpy test-valgrind bench bench-native bench-numpy count-native check wheel amalgamation \
-    test-amalgamation clean
+    test-amalgamation test-examples clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -17,7 +17,7 @@ demo: $(VENV)/.demo
 # Under the sanitizers: not what has no extension in it, nor test_cli.py, which reads the process's own memory, of which a
 # sanitizer maps terabytes, nor NumPy's own tests, nor what preloads another malloc. The prover's JIT compiler leaks and makes the leak check slow: its tests on arenas run without.
 test: $(VENV)/.test
-	FASTALLOC_MACHINE_EXAMPLES=500 tests/asan/run tests $(addprefix --ignore=tests/test_,native.py floors.py cli.py stark.py numpy_suite.py preload.py amalgamation.py) --ignore=tests/programs
+	FASTALLOC_MACHINE_EXAMPLES=500 tests/asan/run tests $(addprefix --ignore=tests/test_,native.py floors.py cli.py stark.py numpy_suite.py preload.py amalgamation.py examples.py) --ignore=tests/programs
 	ASAN_OPTIONS=detect_leaks=0 tests/asan/run tests/test_stark.py -k arenas
 	pytest
 
@@ -32,11 +32,24 @@ test-valgrind: $(VENV)/.test
 	FASTALLOC_TEST_PRESETS=debug FASTALLOC_TEST_WRAPPER="valgrind --quiet --leak-check=full --error-exitcode=99" \
 	    pytest -n 2 tests/test_native.py -k test_c
 
-# The C tests on fastalloc.c, for 64 and 32 bits and WebAssembly; make test runs some of them on this machine's own.
-test-amalgamation: $(VENV)/.test
-	FASTALLOC_TEST_AMALGAMATION="64-bit 32-bit" pytest tests/test_amalgamation.py
+# The C tests on fastalloc.c, for 64 and 32 bits and WebAssembly; make test runs some of them, for 64 bits.
+test-amalgamation: $(VENV)/.cross
+	tests/needs gcc-multilib
+	FASTALLOC_TEST_AMALGAMATION="64-bit 32-bit wasm" pytest tests/test_amalgamation.py
 
-test-all: test test-numpy test-valgrind test-amalgamation
+# Lua for 64 and 32 bits and WebAssembly, SQLite with a big table; make test has both if they are installed, for 64 bits.
+test-examples: $(VENV)/.cross build/lua/onelua.c
+	tests/needs gcc-multilib liblua5.4-dev libsqlite3-dev sqlite3
+	FASTALLOC_LUA=$(CURDIR)/build/lua FASTALLOC_TEST_ROWS=1000000 pytest tests/test_examples.py
+
+# Lua's own sources, as a Python package for Lua carries them.
+build/lua/onelua.c: $(VENV)/.made
+	mkdir -p $(@D)
+	pip download --quiet --disable-pip-version-check --no-deps --no-binary lupa --dest build lupa==2.8
+	tar --extract --file build/lupa-2.8.tar.gz --directory $(@D) --strip-components 3 lupa-2.8/third-party/lua54
+	touch $@
+
+test-all: test test-numpy test-valgrind test-amalgamation test-examples
 
 check: $(VENV)/.dev
 	ruff check
@@ -81,6 +94,7 @@ $(VENV)/.demo: EXTRAS = demo
 $(VENV)/.test: EXTRAS = demo,test
 $(VENV)/.dev: EXTRAS = demo,test,dev
 $(VENV)/.bench: EXTRAS = demo,test,bench
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.made $(SOURCES)
+$(VENV)/.cross: EXTRAS = demo,test,cross
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.bench $(VENV)/.cross: $(VENV)/.made $(SOURCES)
 	pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
 	touch $@

@@ -8,49 +8,21 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
+from targets import Target, run, target
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "native"
 STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-TIMEOUT = 300
-COMPILERS = {
-    "64-bit": [os.environ.get("CC", "cc")],
-    "32-bit": [os.environ.get("CC", "cc"), "-m32", "-Wno-psabi"],  # a note of gcc's about its own past
-}
 QUICK = ["arena_test", "death_test", "fastalloc32_published_test", "fastalloc32_test", "manager_test"]
 
 CHOSEN = os.environ.get("FASTALLOC_TEST_AMALGAMATION", "")
 TARGETS = CHOSEN.split() or ["64-bit"]
 EVERY = sorted(path.stem for path in (NATIVE / "tests").glob("*_test.c") if path.stem != "lua_test")
 PROGRAMS = EVERY if CHOSEN else QUICK
-
-pytestmark = pytest.mark.skipif(shutil.which(COMPILERS["64-bit"][0]) is None, reason="no C compiler")
-
-
-def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    return subprocess.run(  # type: ignore[call-overload,no-any-return]
-        command, capture_output=True, text=True, env=environment, check=False, timeout=TIMEOUT, **options
-    )
-
-
-def compiled(command: list[str]) -> None:
-    done = run(command)
-    assert (done.returncode, done.stderr) == (0, ""), f"{' '.join(command)}\n{done.stdout}{done.stderr}"
-
-
-@cache
-def missing(target: str) -> str:
-    """What keeps programs from being built and run for a target."""
-    source = '#include <stdio.h>\nint main(void) { return puts("") == EOF; }\n'
-    done = run([*COMPILERS[target], "-x", "c", "-", "-o", os.devnull], input=source)
-    return "" if done.returncode == 0 else f"{' '.join(COMPILERS[target][:2])} builds no programs here (gcc-multilib)"
 
 
 @pytest.fixture(scope="session")
@@ -64,67 +36,55 @@ def amalgamation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", params=TARGETS)
-def target(request: pytest.FixtureRequest) -> str:
-    if reason := missing(request.param):
-        pytest.skip(reason)
-    return str(request.param)
+def machine(request: pytest.FixtureRequest) -> Target:
+    found = target(request.param)
+    if found.missing:
+        pytest.skip(found.missing)
+    return found
 
 
 @pytest.fixture(scope="session")
-def with_internals(amalgamation: Path, target: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def with_internals(amalgamation: Path, machine: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The object that the library's own tests link, which look inside."""
-    directory = tmp_path_factory.mktemp(f"internals-{target}")
-    compiled(
-        [
-            *COMPILERS[target],
-            *STRICT,
-            "-O1",
-            "-g",
-            "-DFA_INTERNALS",
-            "-c",
-            str(amalgamation / "fastalloc.c"),
-            "-o",
-            str(directory / "fastalloc.o"),
-        ]
-    )
+    directory = tmp_path_factory.mktemp(f"internals-{machine.name}")
+    source, internals = amalgamation / "fastalloc.c", directory / "fastalloc.o"
+    machine.compile(*STRICT, "-O1", "-g", "-DFA_INTERNALS", "-c", source, "-o", internals)
     # Programs that include this header get the amalgamated one.
     (directory / "fastalloc32.h").write_text('#include "fastalloc.h"\n')
     return directory
 
 
-def test_two_files_dropped_into_a_project(amalgamation: Path, target: str, tmp_path: Path) -> None:
+def test_two_files_dropped_into_a_project(amalgamation: Path, machine: Target, tmp_path: Path) -> None:
     program = tmp_path / "consumer"
-    sources = [str(NATIVE / "tests/install/consumer.c"), str(amalgamation / "fastalloc.c")]
-    compiled([*COMPILERS[target], *STRICT, "-O2", f"-I{amalgamation}", *sources, "-o", str(program), "-pthread"])
-    done = run([str(program)])
+    sources = [NATIVE / "tests/install/consumer.c", amalgamation / "fastalloc.c"]
+    machine.compile(*STRICT, "-O2", f"-I{amalgamation}", *sources, "-o", program, *machine.linking)
+    done = machine.run(program)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("fastalloc ")
 
 
 def test_an_object_exports_what_the_header_declares(amalgamation: Path, tmp_path: Path) -> None:
-    if shutil.which("nm") is None:
-        pytest.skip("nm is not installed")
-    compiled(
-        [*COMPILERS["64-bit"], "-std=c11", "-O0", "-c", str(amalgamation / "fastalloc.c"), "-o", str(tmp_path / "o.o")]
-    )
-    symbols = run(["nm", "--defined-only", "--extern-only", str(tmp_path / "o.o")]).stdout
+    if shutil.which("nm") is None or target("64-bit").missing:
+        pytest.skip("nm or the C compiler is not installed")
+    target("64-bit").compile("-std=c11", "-O0", "-c", amalgamation / "fastalloc.c", "-o", tmp_path / "fastalloc.o")
+    symbols = run(["nm", "--defined-only", "--extern-only", str(tmp_path / "fastalloc.o")]).stdout
     declared = re.findall(r"^FA_API [^;]*?(\w+)\(", (amalgamation / "fastalloc.h").read_text(), re.MULTILINE)
     assert sorted(line.split()[-1] for line in symbols.splitlines()) == sorted(declared)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_c_tests_pass_on_it(
-    amalgamation: Path, target: str, with_internals: Path, program: str, tmp_path: Path
+    amalgamation: Path, machine: Target, with_internals: Path, program: str, tmp_path: Path
 ) -> None:
     executable = tmp_path / program
     includes = [f"-I{amalgamation}", f"-I{with_internals}", f"-I{NATIVE / 'src'}"]
-    sources = [str(NATIVE / f"tests/{program}.c"), str(with_internals / "fastalloc.o")]
-    compiled([*COMPILERS[target], "-std=gnu11", "-O1", "-w", *includes, *sources, "-o", str(executable), "-pthread"])
-    done = run([str(executable)])
+    sources = [NATIVE / f"tests/{program}.c", with_internals / "fastalloc.o"]
+    machine.compile("-std=gnu11", "-O1", "-w", *includes, *sources, "-o", executable, *machine.linking)
+    done = machine.run(executable)
     report = f"{done.stdout}{done.stderr}"
     assert done.returncode == 0, report
     outcomes = re.findall(r"^(not ok|ok) ", done.stdout, re.MULTILINE)
-    cases = run([str(executable), "--list"]).stdout.split()
+    cases = machine.run(executable, "--list").stdout.split()
     assert outcomes == ["ok"] * len(cases), report
     assert cases
 
