@@ -13,13 +13,13 @@
 typedef struct gate { /* a barrier that exists on every platform with pthreads */
     pthread_mutex_t lock;
     pthread_cond_t opened;
-    size_t waiting, rounds;
+    size_t members, waiting, rounds;
 } gate;
 
 static void gate_pass(gate *self) {
     pthread_mutex_lock(&self->lock);
     const size_t round = self->rounds;
-    if (++self->waiting == THREADS) {
+    if (++self->waiting == self->members) {
         self->waiting = 0;
         self->rounds++;
         pthread_cond_broadcast(&self->opened);
@@ -43,7 +43,7 @@ typedef struct worker {
 
 /* Runs `work` on all threads and returns the sum of their errors. */
 static uint64_t run_team(fa_arena *arena, fa_arena_kind kind, void *(*work)(void *)) {
-    team all = {.arena = arena, .kind = kind};
+    team all = {.arena = arena, .kind = kind, .gate = {.members = THREADS}};
     pthread_mutex_init(&all.gate.lock, NULL);
     pthread_cond_init(&all.gate.opened, NULL);
     pthread_t threads[THREADS];
@@ -232,6 +232,38 @@ typedef struct lone_worker {
     fa_arena *arena;
     void *block;
 } lone_worker;
+
+/* Two threads give their chunks back, the upper one first: the cursor goes below a chunk of which nothing is left. */
+static void *allocate_and_wait_for_the_trim(void *argument) {
+    team *both = argument;
+    CHECK(fa_arena_alloc(both->arena, 249, 0) != NULL);
+    for (size_t i = 0; i < 2; i++) gate_pass(&both->gate);
+    CHECK(fa_arena_trim(both->arena, 0) == FA_OK);
+    return NULL;
+}
+
+TEST(trims_of_two_threads_leave_their_chunks_apart) {
+    fa_arena *arena = new_arena(FA_SCRATCH, 64 * KIB);
+    team both = {.arena = arena, .gate = {.members = 2}};
+    pthread_t thread;
+    pthread_mutex_init(&both.gate.lock, NULL);
+    pthread_cond_init(&both.gate.opened, NULL);
+    CHECK(pthread_create(&thread, NULL, allocate_and_wait_for_the_trim, &both) == 0);
+    gate_pass(&both.gate);
+    void *block = fa_arena_alloc(arena, 2156, 0);
+    fa_arena_free(arena, block, 2156);
+    CHECK(fa_arena_trim(arena, 0) == FA_OK);
+    gate_pass(&both.gate);
+    pthread_join(thread, NULL);
+    CHECK(fa_arena_is_valid(arena));
+    const fa_arena_stats stats = arena_stats(arena);
+    CHECK(stats.live >= 1 && stats.used == 256);
+    unsigned char *mine = fa_arena_alloc(arena, 100, 0), *next = fa_arena_alloc(arena, 100, 0);
+    CHECK(mine != NULL && next == mine + 112 && fa_arena_is_valid(arena));
+    fa_arena_destroy(arena);
+    pthread_mutex_destroy(&both.gate.lock);
+    pthread_cond_destroy(&both.gate.opened);
+}
 
 static void *allocate_once(void *argument) {
     lone_worker *self = argument;

@@ -1,6 +1,7 @@
 /*
  * manager_test.c - what fastalloc.h promises of managers
  */
+#include "child.h"
 #include "heap/manager.h"
 
 #include <pthread.h>
@@ -790,6 +791,26 @@ TEST(a_locked_manager_serves_many_threads) {
     CHECK(manager_stats(shared.manager).allocated == manager_stats(shared.manager).freed);
     pthread_mutex_destroy(&shared.lock);
     fa_manager_destroy(shared.manager);
+}
+
+/* In a child that never frees them: a free would zero a quarter of a terabyte. */
+static int know_huge_blocks(void *argument) {
+    (void)argument;
+    fa_manager *manager = fa_manager_create(NULL, NULL);
+    for (unsigned log2 = 36; log2 < 40; log2++) {
+        const size_t size = ((size_t)1 << log2) + 1;
+        void *block = fa_malloc(manager, size);
+        if (block == NULL) return 2;
+        if (fa_usable_size(manager, block) != size || !fa_manager_is_valid(manager)) return 1;
+    }
+    return 0;
+}
+
+TEST(the_size_of_a_huge_block_is_known_exactly) {
+    SKIP_IF(sizeof(void *) < 8 || UNDER_SANITIZER || UNDER_VALGRIND, "no room for blocks of 512 GiB");
+    const child_end end = run_in_child(know_huge_blocks, NULL);
+    SKIP_IF(end.exit_status == 2, "the system reserves no 512 GiB");
+    CHECK(end.exit_status == 0);
 }
 
 int main(int argc, char **argv) { return tap_main(argc, argv); }

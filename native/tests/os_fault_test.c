@@ -4,155 +4,9 @@
  * The instance passed in the options counts what it does and fails the n-th call of one kind. For every kind and every
  * n a scenario runs to its end; what was reserved must have been released, and what was allocated freed.
  */
-#include <pthread.h>
-#include <stddef.h>
-
+#include "faulty_os.h"
 #include "heap/arena.h"
 #include "heap/manager.h"
-#include "os/os.h"
-#include "support.h"
-
-typedef enum call {
-    RESERVE, MAP_HUGE, COMMIT, DECOMMIT, REMAP, LOCK, UNLOCK, NO_DUMP, WIPE_ON_FORK, ADVISE_HUGE, RESIDENT, HEAP_ALLOC,
-    PROTECT, MAP_SECRET, UNMAP_SECRET, RANDOM, CALLS
-} call;
-
-static const char *const call_names[CALLS] = {"reserve", "map_huge", "commit", "decommit", "remap", "lock", "unlock",
-                                              "no_dump", "wipe_on_fork", "advise_huge", "resident", "heap_alloc",
-                                              "protect", "map_secret", "unmap_secret", "random"};
-
-static struct {
-    call kind;         /* the kind that fails */
-    int after;         /* how many of it succeed first; < 0: none fails */
-    int count[CALLS];
-    ptrdiff_t mapped;  /* bytes reserved and not released */
-    ptrdiff_t blocks;  /* of the C heap */
-    bool failed;
-    bool for_ever;     /* not once, but from then on */
-} fault;
-
-static const fa_os *real;
-
-static bool fails(call kind) {
-    const int number = fault.count[kind]++;
-    if (fault.after < 0 || fault.kind != kind) return false;
-    if (number != fault.after && !(fault.for_ever && number > fault.after)) return false;
-    fault.failed = true;
-    return true;
-}
-
-static int f_reserve(size_t size, size_t alignment, void **address) {
-    if (fails(RESERVE)) return ENOMEM;
-    const int error = real->reserve(size, alignment, address);
-    if (error == 0) fault.mapped += (ptrdiff_t)size;
-    return error;
-}
-static int f_map_huge(size_t size, size_t huge_size, void **address) {
-    if (fails(MAP_HUGE)) return ENOMEM;
-    const int error = real->map_huge(size, huge_size, address);
-    if (error == 0) fault.mapped += (ptrdiff_t)size;
-    return error;
-}
-static int f_release(void *address, size_t size) {
-    const int error = real->release(address, size);
-    if (error == 0) fault.mapped -= (ptrdiff_t)size;
-    return error;
-}
-static int f_remap(void *address, size_t old_size, size_t new_size, void **moved) {
-    if (fails(REMAP)) return ENOMEM;
-    const int error = real->remap(address, old_size, new_size, moved);
-    if (error == 0) fault.mapped += (ptrdiff_t)new_size - (ptrdiff_t)old_size;
-    return error;
-}
-static int f_commit(void *address, size_t size) { return fails(COMMIT) ? ENOMEM : real->commit(address, size); }
-static int f_decommit(void *address, size_t size) { return fails(DECOMMIT) ? EINVAL : real->decommit(address, size); }
-static int f_lock(void *address, size_t size) { return fails(LOCK) ? ENOMEM : real->lock(address, size); }
-static int f_unlock(void *address, size_t size) { return fails(UNLOCK) ? ENOMEM : real->unlock(address, size); }
-static int f_no_dump(void *address, size_t size) { return fails(NO_DUMP) ? EINVAL : real->no_dump(address, size); }
-static int f_wipe_on_fork(void *address, size_t size) {
-    return fails(WIPE_ON_FORK) ? EINVAL : real->wipe_on_fork(address, size);
-}
-static int f_advise_huge(void *address, size_t size) {
-    return fails(ADVISE_HUGE) ? EINVAL : real->advise_huge(address, size);
-}
-static int f_resident(void *address, size_t size, uint64_t *bytes) {
-    return fails(RESIDENT) ? EAGAIN : real->resident(address, size, bytes);
-}
-static int f_protect(void *address, size_t size, fa_os_access access) {
-    return fails(PROTECT) ? ENOMEM : real->protect(address, size, access);
-}
-static int f_map_secret(void *address, size_t size) { return fails(MAP_SECRET) ? EAGAIN : real->map_secret(address, size); }
-static int f_unmap_secret(void *address, size_t size) {
-    return fails(UNMAP_SECRET) ? ENOMEM : real->unmap_secret(address, size);
-}
-static int f_random(void *bytes, size_t size) { return fails(RANDOM) ? EIO : real->random(bytes, size); }
-static void *f_heap_alloc(size_t size, size_t alignment) {
-    if (fails(HEAP_ALLOC)) return NULL;
-    void *block = real->heap_alloc(size, alignment);
-    fault.blocks += block != NULL;
-    return block;
-}
-static void f_heap_free(void *block) {
-    fault.blocks -= block != NULL;
-    real->heap_free(block);
-}
-
-static fa_os faulty_os(bool lazy_commit) {
-    real = fa_os_platform();
-    fa_os os = *real;
-    os.name = "faulty";
-    os.lazy_commit = lazy_commit;
-    os.reserve = f_reserve;
-    os.map_huge = f_map_huge;
-    os.release = f_release;
-    os.commit = f_commit;
-    os.decommit = f_decommit;
-    os.remap = f_remap;
-    os.lock = f_lock;
-    os.unlock = f_unlock;
-    os.no_dump = f_no_dump;
-    os.wipe_on_fork = f_wipe_on_fork;
-    os.advise_huge = f_advise_huge;
-    os.resident = f_resident;
-    os.protect = f_protect;
-    os.map_secret = f_map_secret;
-    os.unmap_secret = f_unmap_secret;
-    os.random = f_random;
-    os.heap_alloc = f_heap_alloc;
-    os.heap_free = f_heap_free;
-    return os;
-}
-
-typedef void scenario(const fa_os *os);
-
-/* One thread has no races: under ThreadSanitizer, and where all is slow, a few of the faults are enough. */
-#define NEXT_FAULT (UNDER_TSAN || UNDER_VALGRIND ? 17 : 1)
-
-/* Runs the scenario with the n-th call of each kind failing, once and for ever, for every n until none is left. */
-static void run_with_every_fault(scenario *run, bool lazy_commit) {
-    const fa_os os = faulty_os(lazy_commit);
-    memset(&fault, 0, sizeof fault);
-    fault.after = -1;
-    run(&os);
-    CHECK(fault.mapped == 0 && fault.blocks == 0);
-    for (int kind = 0; kind < CALLS; kind++) {
-        for (int for_ever = 0; for_ever < 2; for_ever++) {
-            for (int after = 0; after < 400; after += NEXT_FAULT) {
-                memset(&fault, 0, sizeof fault);
-                fault.kind = (call)kind;
-                fault.after = after;
-                fault.for_ever = for_ever != 0;
-                run(&os);
-                if (fault.mapped != 0 || fault.blocks != 0) {
-                    printf("# %s number %d failing%s: %td bytes mapped and %td blocks were lost\n", call_names[kind],
-                           after + 1, for_ever ? " for ever" : "", fault.mapped, fault.blocks);
-                }
-                CHECK(fault.mapped == 0 && fault.blocks == 0);
-                if (!fault.failed) break;
-            }
-        }
-    }
-}
 
 /* ---- arenas ------------------------------------------------------------------------------------------------------ */
 
@@ -434,13 +288,75 @@ static void manager_scenario(const fa_os *os) {
 TEST(a_manager_survives_every_fault) { run_with_every_fault(manager_scenario, true); }
 TEST(a_manager_survives_every_fault_where_commits_cost) { run_with_every_fault(manager_scenario, false); }
 
+/* A manager whose large block moves its pages while another thread (here: the system) fills the table. */
+static struct {
+    fa_manager *manager;
+    void *block[200];
+    size_t count;
+} crowd;
+
+static int remap_in_a_crowd(void *address, size_t old_size, size_t new_size, void **moved) {
+    while (crowd.count < 127) crowd.block[crowd.count++] = fa_malloc(crowd.manager, 20000);
+    fault.kind = RESERVE; /* from now on the table cannot grow */
+    fault.after = 0;
+    fault.for_ever = true;
+    return f_remap(address, old_size, new_size, moved);
+}
+
+TEST(a_block_that_moves_its_pages_keeps_its_place_in_a_full_table) {
+    fa_os os = faulty_os(true);
+    no_fault();
+    os.remap = remap_in_a_crowd;
+    fa_manager_options options;
+    fa_manager_options_init(&options);
+    options.os = &os;
+    options.flags = FA_LOCKED;
+    fa_manager *manager = crowd.manager = manager_with(&options);
+    unsigned char *first = fa_malloc(manager, 20000), *block = fa_malloc(manager, 100 * KIB);
+    for (crowd.count = 0; crowd.count < 126; crowd.count++) crowd.block[crowd.count] = fa_malloc(manager, 20000);
+    fill(block, 100 * KIB, 1);
+    unsigned char *moved = fa_realloc(manager, block, 300 * KIB);
+    CHECK(moved != NULL && fa_owns(manager, moved) && is_filled(moved, 100 * KIB, 1));
+    CHECK(fa_manager_is_valid(manager) && manager_stats(manager).live == 129);
+    fa_free(manager, moved);
+    fa_free(manager, first);
+    while (crowd.count > 0) fa_free(manager, crowd.block[--crowd.count]);
+    CHECK(manager_stats(manager).live == 0 && fa_manager_is_valid(manager));
+    fa_manager_destroy(manager);
+    CHECK(fault.mapped == 0 && fault.blocks == 0);
+}
+
+TEST(a_realloc_to_the_same_size_never_fails) {
+    const fa_os os = faulty_os(true);
+    no_fault();
+    fa_manager_options options;
+    fa_manager_options_init(&options);
+    options.os = &os;
+    fa_manager *manager = manager_with(&options);
+    static const size_t sizes[] = {100, 1000, 20000, 200 * KIB};
+    unsigned char *blocks[4];
+    fa_free(manager, fa_malloc(manager, 208 * KIB)); /* a cached block that is more than 200 KiB need */
+    for (size_t i = 0; i < 4; i++) blocks[i] = fa_malloc(manager, sizes[i]);
+    for (int closed = 0; closed < 2; closed++) {
+        for (call kind = 0; kind < CALLS; kind++) {
+            no_fault();
+            fault.kind = kind;
+            fault.after = 0;
+            fault.for_ever = true;
+            for (size_t i = 0; i < 4; i++) CHECK(fa_realloc(manager, blocks[i], sizes[i]) == blocks[i]);
+        }
+        fa_manager_close(manager);
+    }
+    CHECK(fa_manager_is_valid(manager));
+    fa_manager_destroy(manager);
+}
+
 /* ---- how often the system is asked: rows that speed could lose silently --------------------------------------------- */
 
 TEST(a_reset_asks_the_system_for_nothing) {
     const fa_os os = faulty_os(true);
     FOR_EACH_KIND(kind) {
-        memset(&fault, 0, sizeof fault);
-        fault.after = -1;
+        no_fault();
         fa_arena_options options = arena_options(kind, 4 * MIB);
         options.os = &os;
         fa_arena *arena = arena_with(&options);
@@ -459,8 +375,7 @@ TEST(a_reset_asks_the_system_for_nothing) {
 
 TEST(a_warm_manager_asks_the_system_for_nothing) {
     const fa_os os = faulty_os(true);
-    memset(&fault, 0, sizeof fault);
-    fault.after = -1;
+    no_fault();
     fa_manager_options options;
     fa_manager_options_init(&options);
     options.os = &os;

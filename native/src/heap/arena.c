@@ -764,8 +764,8 @@ bool fa_arena_is_valid(const fa_arena *arena) {
         size_t cursor = FA_GET(arena->bump.cursor);
         FOR_EACH_THREAD(arena, thread) {
             if (!fa_chunk_is_current(&arena->bump, &thread->chunk)) continue;
-            valid = valid && FA_GET(thread->chunk.cursor) <= FA_GET(thread->chunk.end) &&
-                    FA_GET(thread->chunk.end) <= cursor;
+            size_t at = FA_GET(thread->chunk.cursor), end = FA_GET(thread->chunk.end);
+            valid = valid && at <= end && end <= (at < end ? cursor : arena->bump.limit);
         }
         valid = valid && cursor <= arena->bump.limit;
     }

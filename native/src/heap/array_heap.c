@@ -383,12 +383,10 @@ static void *realloc_large(fa_array_heap *heap, void *block, fa_slot *slot, size
     void *moved = block;
     if (room == 0) return NULL;
     if (room == old_room) return block;
-    fa_table_remove(&heap->table, slot);
+    fa_table_take_out(&heap->table, slot);
     bool done = heap->os->remap(block, old_room, room, &moved) == 0;
     if (!done) room = old_room;
-    bool entered = fa_table_insert(&heap->table, heap->os, moved, room); /* cannot fail: there was a slot */
-    FA_ASSERT(entered);
-    (void)entered;
+    fa_table_put_back(&heap->table, moved, room);
     heap->large_live -= old_room;
     heap->moved += done;
     enter_large(heap, room);

@@ -37,6 +37,8 @@
 #define LARGE_STEPS_LOG2 3
 /* What 28 bits of 4 KiB units can say, or half the address space. */
 #define MAX_LARGE ((size_t)(SIZE_MAX > UINT32_MAX ? ((uint64_t)1 << 40) - ((uint64_t)1 << 37) : SIZE_MAX / 2))
+/* What 34 bits can say: no block has more room than it asked for by more than this. */
+#define MAX_SLACK ((size_t)(SIZE_MAX > UINT32_MAX ? ((uint64_t)1 << 34) - 1 : SIZE_MAX / 2))
 #define MAX_LARGE_SIZE ((size_t)1 << 30) /* option large_size: room in 28 bits of 16 B */
 /* No sum of sizes gets near it, and twice as much still fits in 64 bits with a sign. */
 #define MAX_LIMIT ((uint64_t)1 << 62)
@@ -104,7 +106,7 @@ static void change(fa_manager *manager, size_t old_size, size_t size, size_t old
 static uint64_t requested(const fa_manager *manager) { return (uint64_t)(manager->limit - manager->headroom); }
 static uint64_t live(const fa_manager *manager) { return manager->allocated - manager->freed; }
 static uint64_t slab_live(const fa_manager *manager) {
-    return live(manager) - fa_pool_live(&manager->pool) - manager->table.count;
+    return live(manager) - fa_pool_live(&manager->pool) - fa_table_known(&manager->table);
 }
 
 /* ---- the hot path: pool and slabs --------------------------------------------------------------------------------- */
@@ -307,7 +309,7 @@ static found unpack(uint64_t value) {
 /* The room a large block of `size` bytes gets, or 0 if there can be none. */
 static size_t large_room(const fa_manager *manager, size_t size) {
     if (size > MAX_LARGE) return 0;
-    size_t step = (size_t)1 << (fa_log2(fa_max(size, 2) - 1) - LARGE_STEPS_LOG2);
+    size_t step = fa_min((size_t)1 << (fa_log2(fa_max(size, 2) - 1) - LARGE_STEPS_LOG2), MAX_SLACK + 1);
     size_t unit = fa_max(fa_max(step, manager->os->page_size()), (size_t)1 << LARGE_UNIT_LOG2), room;
     return fa_align_up(size, unit, &room) && room <= PTRDIFF_MAX ? room : 0;
 }
@@ -345,7 +347,11 @@ static void *alloc_large(fa_manager *manager, size_t alignment, size_t size, siz
     bool may = allowed(manager, size, credit);
     bool hit = may && fa_cache_take(&manager->cache, room, alignment, &cached);
     unlock(manager);
-    if (!hit && may) cached.address = map_large(manager, alignment, room);
+    if (hit && cached.size - size > MAX_SLACK) { /* larger than the table can say */
+        (void)manager->os->release(cached.address, cached.size);
+        hit = false;
+    }
+    if (!hit && may) cached = (fa_cached){.address = map_large(manager, alignment, room), .size = room};
     if (cached.address == NULL) return NULL;
 
     found block = {.kind = LARGE, .room = cached.size, .size = size};
@@ -510,6 +516,7 @@ static bool stays(const fa_manager *manager, const found *block, size_t size) {
 static void set_size(fa_manager *manager, void *address, found block, size_t size) {
     size_t end = usable(&block);
     if (size < end) fa_secure_zero((unsigned char *)address + size, end - size);
+    if (block.room > MAX_SLACK) size = fa_max(size, block.room - MAX_SLACK);
     change(manager, block.size, size, 0, 0);
     if (block.kind == POOLED) {
         block.pool->size_plus_1[block.index] = (uint16_t)(size + 1);
@@ -525,7 +532,7 @@ static void *move_pages(fa_manager *manager, void *address, found block, size_t 
     lock(manager);
     fa_slot *slot = fa_table_find(&manager->table, address);
     bool may = now.room != 0 && slot != NULL && allowed(manager, size, block.size);
-    if (may) fa_table_remove(&manager->table, slot);
+    if (may) fa_table_take_out(&manager->table, slot);
     unlock(manager);
     if (!may) return NULL;
 
@@ -533,12 +540,9 @@ static void *move_pages(fa_manager *manager, void *address, found block, size_t 
     if (size < block.size) fa_secure_zero((unsigned char *)address + size, block.size - size);
     bool done = manager->os->remap(address, block.room, now.room, &moved) == 0;
     if (!done) now.room = block.room;
-    if (!done && size > block.size) now.size = block.size;
+    if (!done && (size > block.size || block.room - size > MAX_SLACK)) now.size = block.size;
     lock(manager);
-    /* Cannot fail: there was a slot for the old address, and a table never shrinks. */
-    bool entered = fa_table_insert(&manager->table, manager->os, moved, pack(now));
-    FA_ASSERT(entered);
-    (void)entered;
+    fa_table_put_back(&manager->table, moved, pack(now));
     change(manager, block.size, now.size, block.room, now.room);
     manager->large_bytes = manager->large_bytes - block.room + now.room;
     manager->moved += done;
@@ -566,8 +570,8 @@ void *fa_manager_try_realloc(fa_manager *manager, void *address, size_t alignmen
         if (moved != NULL) return moved;
     }
     void *moved = alloc_slow(manager, alignment, size, false, block.size);
-    if (moved == NULL && size < block.size && ((uintptr_t)address & (alignment - 1)) == 0) {
-        /* Shrinking never fails: the block keeps its place and its room. */
+    if (moved == NULL && size <= block.size && ((uintptr_t)address & (alignment - 1)) == 0) {
+        /* What is not larger never fails: the block keeps its place and its room. */
         lock(manager);
         set_size(manager, address, block, size);
         unlock(manager);

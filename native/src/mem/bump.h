@@ -8,9 +8,9 @@
  * still the topmost one it is extended where it stands, so one thread alone sees one contiguous layout: the same
  * sequence gives the same offsets. An epoch makes every chunk stale at once.
  *
- * Invariants: chunks of one epoch are disjoint; chunk.cursor <= chunk.end <= bump.cursor <= limit. Offsets and sizes are
- * multiples of the granule, so no alignment is computed on the hot path. All sums are checked against what is left, which
- * cannot wrap.
+ * Invariants: what is left of the chunks of one epoch is disjoint; chunk.cursor <= chunk.end <= bump.cursor <= limit, but a
+ * chunk of which nothing is left may lie above a cursor that somebody below it moved back. Offsets and sizes are multiples of
+ * the granule, so no alignment is computed on the hot path. All sums are checked against what is left, which cannot wrap.
  * Thread rule: a chunk belongs to one thread; bump.cursor to all; bump.epoch changes only when its owner says that nobody
  * allocates. Cost: fa_bump_take is a compare and an addition; fa_bump_refill one compare-and-swap.
  */

@@ -38,7 +38,7 @@ FA_COLD static bool grow(fa_table *table, const fa_os *os) {
         (void)os->release(address, mapped);
         return false;
     }
-    fa_table grown = {.slots = address, .mask = slots - 1, .count = table->count, .mapped = mapped};
+    fa_table grown = {.slots = address, .mask = slots - 1, .count = table->count, .out = table->out, .mapped = mapped};
     for (size_t i = 0; table->slots != NULL && i <= table->mask; i++)
         if (table->slots[i].address != 0) place(&grown, table->slots[i].address, table->slots[i].value);
     fa_table_destroy(table, os);
@@ -53,10 +53,23 @@ void fa_table_destroy(fa_table *table, const fa_os *os) {
 
 bool fa_table_insert(fa_table *table, const fa_os *os, const void *address, uint64_t value) {
     FA_ASSERT(address != NULL && fa_table_find(table, address) == NULL);
-    if (FA_UNLIKELY(table->slots == NULL || table->count >= (table->mask + 1) / 2) && !grow(table, os)) return false;
+    if (FA_UNLIKELY(table->slots == NULL || fa_table_known(table) >= (table->mask + 1) / 2) && !grow(table, os))
+        return false;
     place(table, (uintptr_t)address, value);
     table->count++;
     return true;
+}
+
+void fa_table_take_out(fa_table *table, fa_slot *slot) {
+    fa_table_remove(table, slot);
+    table->out++;
+}
+
+void fa_table_put_back(fa_table *table, const void *address, uint64_t value) {
+    FA_ASSERT(table->out > 0 && address != NULL && fa_table_find(table, address) == NULL);
+    place(table, (uintptr_t)address, value);
+    table->count++;
+    table->out--;
 }
 
 fa_slot *fa_table_find(const fa_table *table, const void *address) {
@@ -99,5 +112,5 @@ bool fa_table_is_valid(const fa_table *table) {
         if (fa_table_find(table, (const void *)slot->address) != slot) return false;
         count++;
     }
-    return count == table->count && (table->slots == NULL || count <= (table->mask + 1) / 2);
+    return count == table->count && (table->slots == NULL || fa_table_known(table) <= (table->mask + 1) / 2);
 }

@@ -1,0 +1,198 @@
+/*
+ * mem_test.c - the building blocks by themselves: table, cache, pool, classes; small cases, all of them
+ *
+ * Where the state is small every state is tried, so these are proofs for that size. What holds for all sizes is proved in
+ * native/prove.
+ */
+#include "faulty_os.h"
+#include "heap/manager.h"
+#include "mem/cache.h"
+#include "mem/pool.h"
+#include "mem/slabs.h"
+#include "mem/table.h"
+
+/* ---- table: every way in which a few entries can collide ------------------------------------------------------------ */
+
+/* An address whose home is the slot, found by asking: the `number`-th of its kind. A table of `slots` with nothing else in it
+ * puts the entry into its home. */
+static uintptr_t address_with_home(size_t home, size_t slots, size_t number) {
+    fa_slot array[16];
+    for (uintptr_t address = 32;; address += 32) {
+        fa_table table = {.slots = array, .mask = slots - 1, .out = 1};
+        memset(array, 0, sizeof array);
+        fa_table_put_back(&table, (const void *)address, 1);
+        if (array[home].address == address && number-- == 0) return address;
+    }
+}
+
+/* Enters addresses with these homes, in this order, takes one out, and looks for all. */
+static void try_homes(const size_t *homes, size_t count, size_t slots, uintptr_t addresses[16][8]) {
+    for (size_t gone = 0; gone < count; gone++) {
+        fa_slot array[16] = {{0, 0}};
+        fa_table table = {.slots = array, .mask = slots - 1, .out = count};
+        for (size_t i = 0; i < count; i++)
+            fa_table_put_back(&table, (const void *)addresses[homes[i]][i], i + 1);
+        CHECK(fa_table_is_valid(&table));
+        fa_table_remove(&table, fa_table_find(&table, (const void *)addresses[homes[gone]][gone]));
+        CHECK(fa_table_is_valid(&table) && table.count == count - 1);
+        for (size_t i = 0; i < count; i++) {
+            const fa_slot *slot = fa_table_find(&table, (const void *)addresses[homes[i]][i]);
+            CHECK(i == gone ? slot == NULL : slot != NULL && slot->value == i + 1);
+        }
+    }
+}
+
+static void try_all_homes(size_t slots, size_t count) {
+    static uintptr_t addresses[16][8];
+    for (size_t home = 0; home < slots; home++)
+        for (size_t i = 0; i < count; i++) addresses[home][i] = address_with_home(home, slots, i);
+    size_t homes[8] = {0}, at = 0;
+    while (at < count) {
+        try_homes(homes, count, slots, addresses);
+        for (at = 0; at < count && ++homes[at] == slots; at++) homes[at] = 0;
+    }
+}
+
+TEST(a_table_of_8_slots_survives_every_removal) { try_all_homes(8, 4); }
+TEST(a_table_of_16_slots_survives_every_removal) { try_all_homes(16, UNDER_VALGRIND ? 2 : UNDER_SANITIZER ? 3 : 4); }
+
+TEST(a_table_keeps_the_room_of_an_entry_that_is_out) {
+    const fa_os os = faulty_os(true);
+    no_fault();
+    fa_table table;
+    fa_table_init(&table);
+    for (size_t i = 1; i <= 127; i++) CHECK(fa_table_insert(&table, &os, (void *)(i * 4096), i));
+    CHECK(fault.count[RESERVE] == 1);
+    fa_table_take_out(&table, fa_table_find(&table, (void *)4096));
+    CHECK(fa_table_find(&table, (void *)4096) == NULL && fa_table_known(&table) == 127);
+    CHECK(fa_table_insert(&table, &os, (void *)(500 * 4096), 500) && fault.count[RESERVE] == 1);
+    fault.kind = RESERVE;
+    fault.after = 1;
+    CHECK(!fa_table_insert(&table, &os, (void *)(501 * 4096), 501)); /* it would have to grow, and cannot */
+    fa_table_put_back(&table, (void *)(502 * 4096), 1);
+    CHECK(fa_table_is_valid(&table) && table.count == 128 && fa_table_find(&table, (void *)(502 * 4096))->value == 1);
+    CHECK(fa_table_insert(&table, &os, (void *)(501 * 4096), 501) && fa_table_is_valid(&table));
+    fa_table_destroy(&table, &os);
+    CHECK(fault.mapped == 0);
+}
+
+/* ---- cache: cut, join, shrink --------------------------------------------------------------------------------------- */
+
+static unsigned char *const ground = (unsigned char *)((uintptr_t)1 << 30); /* never touched */
+static fa_cache cache;
+static fa_evicted evicted;
+
+static void new_cache(size_t limit) {
+    memset(&cache, 0, sizeof cache);
+    cache.limit = limit;
+    evicted.count = 0;
+}
+
+static void put_at(size_t offset, size_t size) {
+    fa_cache_put(&cache, ground + offset, size, 0, &evicted);
+    CHECK(fa_cache_is_valid(&cache));
+}
+
+TEST(a_cut_takes_the_beginning_of_the_smallest_larger_block) {
+    fa_cached taken;
+    new_cache(1000);
+    put_at(0, 300);
+    put_at(1000, 200);
+    put_at(2000, 100);
+    CHECK(!fa_cache_cut(&cache, 300, &taken)); /* as large is not larger: that is for fa_cache_take */
+    CHECK(fa_cache_cut(&cache, 100, &taken) && taken.address == ground + 1000 && taken.size == 100);
+    CHECK(cache.bytes == 500 && cache.count == 3 && fa_cache_is_valid(&cache));
+    CHECK(fa_cache_take(&cache, 100, 1, &taken) && taken.address == ground + 2000);
+    CHECK(fa_cache_take(&cache, 100, 1, &taken) && taken.address == ground + 1100);
+    CHECK(fa_cache_cut(&cache, 299, &taken) && cache.bytes == 1);
+}
+
+TEST(a_join_takes_both_neighbours_within_the_limit) {
+    new_cache(1000);
+    put_at(0, 100);
+    put_at(150, 100);
+    put_at(500, 100);
+    void *address = ground + 100;
+    size_t size = 50;
+    fa_cache_join(&cache, &address, &size);
+    CHECK(address == ground && size == 250 && cache.count == 1 && cache.bytes == 100 && fa_cache_is_valid(&cache));
+    address = ground + 600;
+    size = 950;
+    fa_cache_join(&cache, &address, &size); /* 1050 would be more than the cache may hold */
+    CHECK(address == ground + 600 && size == 950 && cache.count == 1);
+    size = 2000;
+    fa_cache_join(&cache, &address, &size);
+    CHECK(size == 2000 && cache.count == 1);
+    address = ground + 400;
+    size = 99;
+    fa_cache_join(&cache, &address, &size); /* near, but no neighbour */
+    CHECK(size == 99 && cache.count == 1);
+}
+
+TEST(a_shrink_takes_the_end_of_the_oldest) {
+    fa_cached tail;
+    new_cache(1000);
+    CHECK(!fa_cache_shrink(&cache, 1, &tail));
+    put_at(0, 300);
+    put_at(1000, 200);
+    CHECK(!fa_cache_shrink(&cache, 300, &tail) && cache.bytes == 500);
+    CHECK(fa_cache_shrink(&cache, 299, &tail) && tail.address == ground + 1 && tail.size == 299 && cache.bytes == 201);
+    CHECK(fa_cache_is_valid(&cache));
+}
+
+TEST(a_cache_evicts_what_is_over_limit_age_or_number) {
+    new_cache(1000);
+    put_at(0, 1001);
+    CHECK(evicted.count == 1 && evicted.entry[0].size == 1001 && cache.count == 0);
+    put_at(0, 600);
+    put_at(2000, 500);
+    CHECK(evicted.count == 2 && evicted.entry[1].size == 600 && cache.bytes == 500);
+    new_cache(SIZE_MAX);
+    for (size_t i = 0; i <= FA_CACHE_ENTRIES; i++) put_at(i * 100, 10);
+    CHECK(evicted.count == 1 && evicted.entry[0].address == ground && cache.count == FA_CACHE_ENTRIES);
+    cache.age = 10;
+    evicted.count = 0;
+    fa_cache_purge(&cache, 9, SIZE_MAX, &evicted);
+    CHECK(evicted.count == 0);
+    fa_cache_purge(&cache, 10, SIZE_MAX, &evicted);
+    CHECK(evicted.count == FA_CACHE_ENTRIES && cache.bytes == 0);
+}
+
+TEST(a_cache_prefers_the_best_fit_and_the_newest_of_equals) {
+    fa_cached taken;
+    new_cache(10000);
+    put_at(0, 112);
+    put_at(1000, 104);
+    put_at(2000, 104);
+    put_at(3000, 113); /* wastes more than an eighth of 100 */
+    CHECK(fa_cache_take(&cache, 100, 1, &taken) && taken.address == ground + 2000);
+    CHECK(fa_cache_take(&cache, 100, 1024, &taken) && taken.address == ground);
+    CHECK(fa_cache_take(&cache, 100, 1, &taken) && taken.address == ground + 1000);
+    CHECK(!fa_cache_take(&cache, 100, 1, &taken) && !fa_cache_take(&cache, SIZE_MAX, 1, &taken));
+}
+
+/* ---- pools and classes: every block of every class of a span ---------------------------------------------------------- */
+
+TEST(every_offset_in_every_slab_finds_its_block) {
+    static unsigned char blocks[1];
+    for (uint32_t class = 0; class < FA_SLAB_CLASSES; class++) {
+        const size_t size = fa_slab_size(class);
+        fa_pool pool;
+        fa_pool_init(&pool, size, FA_SPAN / size, blocks, NULL, NULL);
+        for (size_t offset = 0; offset < pool.bytes; offset++) {
+            uint32_t index;
+            const bool starts = fa_pool_index(&pool, (const void *)((uintptr_t)blocks + offset), &index);
+            CHECK(starts == (offset % size == 0) && (!starts || index == offset / size));
+        }
+    }
+}
+
+TEST(every_size_has_the_smallest_class_that_holds_it) {
+    for (size_t size = 0; size <= FA_SLAB_MAX; size++) {
+        const uint32_t class = fa_slab_class(size);
+        CHECK(class < FA_SLAB_CLASSES && size <= fa_slab_size(class));
+        CHECK(class == 0 || size > fa_slab_size(class - 1));
+    }
+}
+
+int main(int argc, char **argv) { return tap_main(argc, argv); }
