@@ -228,6 +228,44 @@ static void scopes_scenario(const fa_os *os) {
 
 TEST(scopes_survive_every_fault) { run_with_every_fault(scopes_scenario, true); }
 
+/* The hot path takes from a chunk without asking whether it is usable: so a chunk that could not be made so must not stay. */
+TEST(what_could_not_be_committed_is_never_handed_out) {
+    const fa_os os = faulty_os(false);
+    for (int after = 0; after < 3; after++) {
+        no_fault();
+        fa_arena_options options = arena_options(FA_SCRATCH, MIB);
+        options.os = &os;
+        options.on_full = FA_FULL_FAIL;
+        fa_arena *arena = arena_with(&options);
+        fault.kind = COMMIT;
+        fault.for_ever = true;
+        for (size_t round = 0; round < 3; round++) {
+            fault.after = fault.count[COMMIT] + after;
+            unsigned char *newest = NULL;
+            size_t size = 100, count = 0;
+            for (size_t i = 0; i < 3000; i++) {
+                unsigned char *block = fa_arena_alloc(arena, i == 50 ? 70000 : size, 0);
+                if (block == NULL) continue;
+                fill(block, i == 50 ? 70000 : size, i);
+                if (i != 50) newest = block;
+                count++;
+                CHECK(fa_arena_is_valid(arena) && arena_stats(arena).live == count);
+            }
+            unsigned char *moved = newest == NULL ? NULL : fa_arena_realloc(arena, newest, size, 900000, 0);
+            CHECK(moved == NULL);
+            for (size_t i = 0; i < 100; i++) {
+                unsigned char *block = fa_arena_alloc(arena, 16, 0);
+                if (block != NULL) fill(block, 16, i);
+            }
+            CHECK(fa_arena_is_valid(arena));
+            CHECK(round == 1 ? fa_arena_reset(arena) == FA_OK : fa_arena_wipe(arena) == FA_OK);
+        }
+        no_fault(); /* and when the system has memory again, all of the arena is there */
+        CHECK(fa_arena_alloc(arena, MIB, 0) != NULL && fa_arena_is_valid(arena));
+        fa_arena_destroy(arena);
+    }
+}
+
 /* ---- managers ---------------------------------------------------------------------------------------------------- */
 
 static void manager_scenario(const fa_os *os) {

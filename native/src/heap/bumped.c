@@ -82,6 +82,14 @@ static fa_status make_usable(fa_arena *arena, size_t end, bool locked) {
     return status;
 }
 
+/* [start, top) was taken from the shared cursor and could not be made usable: it goes back, or if others are above it by now, it
+ * is nobody's until the next release. The chunk is again what it was. */
+static void give_up(fa_arena *arena, fa_chunk *chunk, size_t cursor, size_t end, size_t start, size_t top) {
+    FA_SET(chunk->cursor, cursor);
+    FA_SET(chunk->end, end);
+    (void)atomic_compare_exchange_strong(&arena->bump.cursor, &top, start);
+}
+
 fa_status fa_bumped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t *offset, size_t *dirty) {
     size_t rounded;
     if (!fa_align_up(fa_max(size, 1), arena->granule, &rounded)) return FA_ERR_NOMEM;
@@ -90,9 +98,18 @@ fa_status fa_bumped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t
     if (shared) lock(arena);
     settle(arena, thread);
     size_t phase = (uintptr_t)arena->base & (FA_MAX_ALIGNMENT - 1);
+    fa_chunk *chunk = &thread->chunk;
+    bool current = fa_chunk_is_current(&arena->bump, chunk);
+    size_t cursor = FA_GET(chunk->cursor), chunk_end = FA_GET(chunk->end);
     fa_status status = FA_OK;
-    if (!fa_bump_refill(&arena->bump, &thread->chunk, rounded, alignment, phase, offset)) status = FA_ERR_NOMEM;
-    if (status == FA_OK) status = make_usable(arena, fa_max(*offset + rounded, FA_GET(thread->chunk.end)), shared);
+    if (!fa_bump_refill(&arena->bump, chunk, rounded, alignment, phase, offset)) status = FA_ERR_NOMEM;
+    if (status == FA_OK) {
+        size_t end = *offset + rounded, top = FA_GET(chunk->cursor) == end ? FA_GET(chunk->end) : end;
+        status = make_usable(arena, top, shared);
+        if (status != FA_OK && !current) FA_SET(chunk->epoch, 0);
+        if (status != FA_OK)
+            give_up(arena, chunk, cursor, chunk_end, current ? fa_max(*offset, chunk_end) : *offset, top);
+    }
     if (status == FA_OK) {
         *dirty = fa_max(FA_GET(arena->high), FA_GET(thread->high));
         FA_SET(thread->live, FA_GET(thread->live) + 1);
@@ -118,10 +135,8 @@ size_t fa_bumped_used(const fa_arena *arena, bool at_most) {
 
 /* Releases all from `position` on: every chunk becomes stale. The caller holds the lock and knows nobody allocates. */
 void fa_bumped_release(fa_arena *arena, size_t position, uint64_t live, uint64_t bytes) {
-    size_t used = fa_bumped_used(arena, true);
-    arena->peak = fa_max((size_t)arena->peak, used);
+    arena->peak = fa_max((size_t)arena->peak, fa_bumped_used(arena, true));
     FA_SET(arena->high, fa_max(FA_GET(arena->high), FA_GET(arena->bump.cursor)));
-    if (arena->kind == FA_WITNESS) fa_secure_zero(at_offset(arena, position), used - position);
     arena->live = live;
     arena->bytes = bytes;
     uint64_t epoch = FA_GET(arena->bump.epoch) + 1;
@@ -191,10 +206,12 @@ fa_status fa_bumped_resize(fa_arena *arena, void *block, size_t old_size, size_t
     if (!fa_align_up(fa_max(old_size, 1), arena->granule, &old_end)) return FA_ERR_NOMEM;
     if (!fa_align_up(fa_max(new_size, 1), arena->granule, &new_end)) return FA_ERR_NOMEM;
     if (new_end > old_end) {
+        size_t end = FA_GET(thread->chunk.end);
         if (!fa_bump_extend(&arena->bump, &thread->chunk, new_end - old_end)) return FA_ERR_NOMEM;
-        fa_status status = make_usable(arena, FA_GET(thread->chunk.end), false);
+        size_t top = FA_GET(thread->chunk.end);
+        fa_status status = make_usable(arena, top, false);
         if (status != FA_OK) {
-            take_back(thread, offset + old_end);
+            give_up(arena, &thread->chunk, offset + old_end, end, end, top);
             return status;
         }
     } else if (new_end < old_end) {
