@@ -1406,4 +1406,27 @@ TEST(secure_zero_zeroes_exactly_its_bytes) {
     fa_secure_zero(NULL, 0);
 }
 
+TEST(a_mark_is_above_the_fallback_blocks_before_it) {
+    FOR_EACH_KIND(kind) {
+        if (kind == FA_WITNESS) continue; /* never falls back */
+        const fa_arena_options options = arena_options(kind, 64 * KIB);
+        fa_arena *arena = arena_with(&options);
+        const fa_mark below = fa_arena_mark(arena);
+        unsigned char *block = fa_arena_alloc(arena, MIB, 0);
+        fill(block, MIB, 1);
+        const fa_mark above = fa_arena_mark(arena);
+        CHECK(fa_arena_alloc(arena, MIB, 0) != NULL);
+        CHECK(fa_arena_rewind(arena, above) == FA_OK);
+        CHECK(fa_arena_owns(arena, block) && is_filled(block, MIB, 1));
+        CHECK(arena_stats(arena).live == 1 && arena_stats(arena).fallback_bytes == MIB);
+        CHECK(fa_arena_rewind(arena, below) == FA_OK && arena_stats(arena).fallback_bytes == 0);
+        for (size_t i = 0; i < 10000; i++) { /* more often than there are levels */
+            CHECK(fa_arena_rewind(arena, fa_arena_mark(arena)) == FA_OK && fa_arena_alloc(arena, 100 * KIB, 0) != NULL);
+            CHECK(fa_arena_rewind(arena, below) == FA_OK);
+        }
+        CHECK(fa_arena_is_valid(arena));
+        fa_arena_destroy(arena);
+    }
+}
+
 int main(int argc, char **argv) { return tap_main(argc, argv); }

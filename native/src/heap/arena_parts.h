@@ -47,6 +47,7 @@ typedef struct fa_bump_mark {
     uint64_t serial;
     size_t position;
     uint64_t live, bytes; /* below it */
+    uint64_t fallbacks;   /* the arena's, when nothing but those before the mark were there */
 } fa_bump_mark;
 
 struct fa_arena {

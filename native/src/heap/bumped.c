@@ -234,14 +234,17 @@ fa_mark fa_bumped_mark(fa_arena *arena) {
     }
     fa_bump_mark *top = &arena->mark[arena->marks];
     bool full = arena->marks + 1 >= FA_MAX_LEVELS;
-    if ((arena->marks == 0 || top->position != position) && !full) {
+    /* A mark with nothing since, in the region or from malloc, serves again. */
+    bool again = arena->marks > 0 && top->position == position && top->fallbacks == arena->fallbacks;
+    if (!again && !full) {
         uint64_t allocated;
         top = &arena->mark[++arena->marks];
         fa_bumped_counts(arena, &top->live, &top->bytes, &allocated);
         top->position = position;
+        top->fallbacks = arena->fallbacks;
         top->serial = ++arena->serial;
     }
-    fa_mark mark = {.position = position, .serial = top->position == position ? top->serial : 0};
+    fa_mark mark = {.position = position, .serial = again || !full ? top->serial : 0};
     unlock(arena);
     return mark;
 }
@@ -252,6 +255,7 @@ fa_status fa_bumped_rewind(fa_arena *arena, fa_mark mark, uint32_t *level) {
         if (at->serial > mark.serial) continue;
         if (at->serial != mark.serial || at->position != mark.position) break;
         arena->marks = depth;
+        at->fallbacks = arena->fallbacks; /* those since go */
         *level = depth;
         fa_bumped_release(arena, at->position, at->live, at->bytes);
         return FA_OK;

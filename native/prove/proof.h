@@ -1,0 +1,33 @@
+/*
+ * proof.h - how a proof is written; arithmetic.py runs them
+ *
+ *     PROOF(name) {
+ *         const size_t value = ANY;        an unknown of 64 bits
+ *         ASSUME(value > 0);               what callers promise
+ *         ...                              calls of the library's own functions
+ *         SHOW(result >= value);           what must hold, whatever the unknowns are
+ *         PROVED;
+ *     }
+ *
+ * A file of proofs includes the source it is about, so that static functions are in reach, and is compiled as users compile
+ * (-O2): what is proved is the machine code, the compiler's reading of the source included. Each PROOF runs with unknown
+ * inputs through angr, and on every path the solver is asked whether a SHOW can fail. arithmetic.py also makes mutations of
+ * the sources, one at a time, and each must be refuted: a proof that cannot fail proves nothing.
+ */
+#ifndef PROOF_H
+#define PROOF_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define PROOF(name)                                                                                                    \
+    int prove_##name(const uint64_t *in);                                                                              \
+    int prove_##name(const uint64_t *in)
+#define ANY (*in++)
+#define ASSUME(condition)                                                                                              \
+    if (!(condition)) return 1
+#define SHOW(condition)                                                                                                \
+    if (!(condition)) return 0
+#define PROVED return 1
+
+#endif
