@@ -39,7 +39,7 @@ MUTATIONS = [
     ("a_block_at_the_cursor_fits", "mem/blocks.c", "granules > blocks->granules - blocks->cursor", "blocks->cursor + granules > blocks->granules"),
     ("entries_know_the_size", "mem/blocks.c", "#define SLACK_BITS 13", "#define SLACK_BITS 11"),
     ("homes_are_in_the_table", "mem/table.c", "(address >> SLOT_LOG2 & 3)) & table->mask", "(address >> SLOT_LOG2 & 3 & table->mask))"),
-    ("rooms_of_large_blocks", "heap/manager.c", "if (step > MAX_SLACK + 1) step = MAX_SLACK + 1;", ""),
+    ("rooms_of_large_blocks", "heap/manager.c", ", MAX_SLACK + 1);", ", SIZE_MAX);"),
     ("rooms_of_fallback_blocks", "heap/manager.c", "#define FALLBACK_UNIT_LOG2 4", "#define FALLBACK_UNIT_LOG2 5"),
     ("metadata_parts_are_apart", "heap/arena.c", "if (size != 0 && count > (SIZE_MAX - *begin) / size) return false;", ""),
     ("regions_hold_what_was_asked", "mem/region.c", "if (capacity > SIZE_MAX - below - guard) return FA_ERR_NOMEM;", ""),
