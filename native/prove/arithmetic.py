@@ -55,23 +55,34 @@ def proofs() -> dict[str, Path]:
     return found
 
 
-def build(file: Path, source: Path, directory: Path) -> Path:
+FLAGS = ["-std=c11", "-O2", "-fPIC", "-fcf-protection=none", "-w", "-pthread", f"-I{NATIVE / 'include'}", f"-I{HERE}"]
+
+
+def compile_with(source: Path, *arguments: str) -> None:
+    subprocess.run([os.environ.get("CC", "cc"), *FLAGS, f"-I{source}", *arguments], check=True)
+
+
+def archive(directory: Path) -> Path:
+    """What the proofs call beyond the sources that they include."""
+    for file in [*NATIVE.glob("src/mem/*.c"), *NATIVE.glob("src/heap/*.c"), NATIVE / "src/os/linux.c"]:
+        compile_with(NATIVE / "src", "-c", str(file), "-o", str(directory / f"{file.stem}.o"))
+    subprocess.run(["ar", "rcs", directory / "rest.a", *directory.glob("*.o")], check=True)
+    return directory / "rest.a"
+
+
+def build(file: Path, source: Path, rest: Path) -> Path:
     """A shared object of the proofs of a file, over the library's sources under `source`."""
-    made = directory / f"{file.stem}.so"
-    included = re.findall(r'^#include "(\w+/\w+\.c)"', file.read_text(), re.MULTILINE)
-    others = [path for path in sorted(source.glob("[mho][es]*/*.c")) if str(path.relative_to(source)) not in included]
-    command = [os.environ.get("CC", "cc"), "-std=c11", "-O2", "-fPIC", "-shared", "-fcf-protection=none", "-w"]
-    command += [f"-I{source}", f"-I{NATIVE / 'include'}", f"-I{HERE}", "-pthread", "-o", str(made), str(file)]
-    subprocess.run([*command, *map(str, others)], check=True)
+    made = rest.with_name(f"{file.stem}.so")
+    compile_with(source, "-shared", str(file), str(rest), "-o", str(made))
     return made
 
 
 def prove(library: Path, name: str) -> str | None:
     """None if it holds on every path, else a counterexample."""
+    logging.disable(logging.CRITICAL)  # angr is talkative when it is imported, too
     import angr
     import claripy
 
-    logging.disable(logging.CRITICAL)
     project = angr.Project(str(library), auto_load_libs=False)
     function = project.loader.find_symbol(f"prove_{name}")
     assert function is not None, f"no proof {name}"
@@ -83,16 +94,16 @@ def prove(library: Path, name: str) -> str | None:
         state.memory.store(0x5000_0000 + 8 * i, value, endness="Iend_LE")
     manager = project.factory.simulation_manager(state)
     manager.explore(find=RETURN, num_find=1 << 20)
+    if os.environ.get("PROVE_PATHS"):
+        print(name, len(manager.found), "paths", flush=True)
     assert not manager.errored, manager.errored[0].error
     assert not manager.active
     assert manager.found, "no path came to its end"
-    proved = 0
     for found in manager.found:
         result = found.regs.eax
         if found.solver.satisfiable([result == 0]):
             found.add_constraints(result == 0)
             return ", ".join(f"{found.solver.eval(value):#x}" for value in inputs[:10])
-        proved += 1
     return None
 
 
@@ -101,7 +112,8 @@ def main(names: list[str]) -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        built = {file: build(file, NATIVE / "src", directory) for file in set(chosen.values())}
+        rest = archive(directory)
+        built = {file: build(file, NATIVE / "src", rest) for file in set(chosen.values())}
         for proof, file in chosen.items():
             begun = time.monotonic()
             counterexample = prove(built[file], proof)
@@ -118,7 +130,7 @@ def main(names: list[str]) -> int:
             assert text.count(old) == 1, f"{changed}: the mutation's text is there {text.count(old)} times: {old}"
             (mutated / changed).write_text(text.replace(old, new))
             begun = time.monotonic()
-            counterexample = prove(build(chosen[proof], mutated, directory), proof)
+            counterexample = prove(build(chosen[proof], mutated, rest), proof)
             failed += counterexample is None
             word = "MISSED " if counterexample is None else "caught "
             print(f"{word} {proof} ({time.monotonic() - begun:.1f} s): {changed}: {new or 'without ' + old}", flush=True)

@@ -78,13 +78,14 @@ PROOF(entries_know_the_size) {
     static uint64_t entries[1];
     ANY_MAP;
     const size_t size = ANY;
+    ASSUME(capacity >= PAGE);
     arena.blocks = map;
     arena.blocks.entry = entries;
     size_t whole;
     const bool in_pages = size >= LARGE && fa_align_up(size, PAGE, &whole);
     const uint32_t granules = granules_for(&arena, in_pages ? whole : size);
     if (granules == 0) {
-        SHOW(size > capacity - fa_min(capacity, PAGE));
+        SHOW(size > capacity - PAGE);
         PROVED;
     }
     SHOW((size_t)granules << shift >= size && granules <= map.granules);

@@ -43,9 +43,9 @@ static fa_chunk chunk;
 
 /* The invariants again; and what others were given, [0, shared) but for our chunk, is not ours now. */
 #define SHOW_INVARIANTS                                                                                                \
-    SHOW(bump.cursor <= limit && bump.cursor >= shared);                                                               \
-    SHOW(chunk.cursor <= chunk.end && chunk.end <= limit);                                                             \
-    SHOW(chunk.epoch != epoch || chunk.cursor == chunk.end || chunk.end <= bump.cursor)
+    SHOW((bump.cursor <= limit) & (bump.cursor >= shared));                                                            \
+    SHOW((chunk.cursor <= chunk.end) & (chunk.end <= limit));                                                          \
+    SHOW((chunk.epoch != epoch) | (chunk.cursor == chunk.end) | (chunk.end <= bump.cursor))
 
 PROOF(bump_take) {
     ANY_BUMP_AND_CHUNK;
@@ -73,13 +73,13 @@ PROOF(bump_refill) {
     SHOW(offset <= limit && size <= limit - offset); /* in bounds, and the sum does not wrap */
     const size_t block_end = offset + size;
     /* Disjoint from whatever is anybody's: in what is left of our chunk and above everything taken, or in our chunk alone. */
-    const bool ours = current && offset >= cursor, in_chunk = ours && block_end <= end;
-    SHOW(in_chunk || offset >= shared || (ours && end == shared));
-    SHOW(in_chunk || bump.cursor >= block_end);
+    const bool ours = current & (offset >= cursor), in_chunk = ours & (block_end <= end);
+    SHOW(in_chunk | (offset >= shared) | (ours & (end == shared)));
+    SHOW(in_chunk | (bump.cursor >= block_end));
     /* What is left of the chunk is disjoint from the block. */
-    SHOW(chunk.epoch != epoch || chunk.cursor >= block_end || chunk.end <= offset || chunk.cursor == chunk.end);
+    SHOW((chunk.epoch != epoch) | (chunk.cursor >= block_end) | (chunk.end <= offset) | (chunk.cursor == chunk.end));
     /* And the chunk did not grow into what others have. */
-    SHOW(chunk.epoch != epoch || chunk.cursor == chunk.end || (chunk.cursor >= shared || current));
+    SHOW((chunk.epoch != epoch) | (chunk.cursor == chunk.end) | (chunk.cursor >= shared) | current);
     SHOW_INVARIANTS;
     PROVED;
 }
@@ -93,7 +93,7 @@ PROOF(bump_extend) {
         PROVED;
     }
     SHOW(size <= limit - cursor && chunk.cursor == cursor + size);
-    SHOW(size <= end - cursor || (end == shared && bump.cursor == chunk.cursor));
+    SHOW((size <= end - cursor) | ((end == shared) & (bump.cursor == chunk.cursor)));
     SHOW_INVARIANTS;
     PROVED;
 }
