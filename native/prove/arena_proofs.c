@@ -7,6 +7,11 @@
 
 /* ---- the hot path of arenas: heap/arena.c, fa_arena_alloc ---------------------------------------------------------------- */
 
+/* Refuted by
+ *   heap/arena.c
+ *   - (size - 1) | arena->granule_mask
+ *   + size | arena->granule_mask
+ */
 PROOF(arena_rounding) {
     static struct fa_arena arena;
     static fa_thread thread;
@@ -33,6 +38,11 @@ PROOF(arena_rounding) {
 
 /* ---- heap/arena.c: the metadata of an arena -------------------------------------------------------------------------------- */
 
+/* Refuted by
+ *   heap/arena.c
+ *   - if (size != 0 && count > (SIZE_MAX - *begin) / size) return false;
+ *   +
+ */
 PROOF(metadata_parts_are_apart) {
     const size_t slots = ANY, page_log2 = ANY;
     const bool mapped = (ANY & 1) != 0;

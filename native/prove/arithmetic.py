@@ -3,7 +3,8 @@
     python native/prove/arithmetic.py [NAME ...]
 
 Each PROOF is compiled (-O2, as users compile it) and run by angr with unknown inputs; on every path the solver is asked
-whether a SHOW can fail. A mutation is one change of the library's sources; with it the proof must fail, with a counterexample.
+whether a SHOW can fail. A mutation is one change of the library's sources, in the comment before the proof; with it the
+proof must fail, with a counterexample.
 """
 
 import logging
@@ -21,30 +22,6 @@ NATIVE = HERE.parent
 INPUTS = 16  # unknowns of 64 bits that a proof may take
 RETURN = 0xDEAD0000
 
-# proof, file, what stands there once, what it becomes
-MUTATIONS = [
-    ("align_up", "mem/base.h", "if (value > SIZE_MAX - (alignment - 1)) return false;", ""),
-    ("bump_take", "mem/bump.h", "last >= FA_GET(chunk->end) - cursor", "last > FA_GET(chunk->end) - cursor"),
-    ("bump_take", "mem/bump.h", "last >= FA_GET(chunk->end) - cursor", "cursor + last >= FA_GET(chunk->end)"),
-    ("bump_refill", "mem/bump.c", "if (size > bump->limit - start) return false;", "if (start + size > bump->limit) return false;"),
-    ("bump_refill", "mem/bump.c", "bool topmost = current && chunk_end == shared;", "bool topmost = current;"),
-    ("bump_refill", "mem/bump.h", "*offset = address - phase;", "*offset = fa_align_down(cursor, alignment);"),
-    ("bump_extend", "mem/bump.c", "if (size > bump->limit - cursor) return false;", ""),
-    ("bump_position", "mem/bump.c", "FA_GET(chunk->end) == shared ? FA_GET(chunk->cursor)", "true ? FA_GET(chunk->cursor)"),
-    ("arena_rounding", "heap/arena.c", "(size - 1) | arena->granule_mask", "size | arena->granule_mask"),
-    ("slab_classes", "mem/slabs.h", "unsigned top = fa_log2(size - 1);", "unsigned top = fa_log2(size);"),
-    ("bins_are_in_order", "mem/blocks.c", "*row = top - FA_BIN_STEPS_LOG2 + 1;", "*row = top - FA_BIN_STEPS_LOG2;"),
-    ("slots_are_apart", "mem/blocks.c", "(size_t)blocks->pages + page", "(size_t)blocks->pages + page - 1"),
-    ("blocks_are_aligned", "mem/blocks.c", "uint64_t address = (uint64_t)index + blocks->phase;", "uint64_t address = (uint32_t)(index + blocks->phase);"),
-    ("a_block_at_the_cursor_fits", "mem/blocks.c", "granules > blocks->granules - blocks->cursor", "blocks->cursor + granules > blocks->granules"),
-    ("entries_know_the_size", "mem/blocks.c", "#define SLACK_BITS 13", "#define SLACK_BITS 11"),
-    ("homes_are_in_the_table", "mem/table.c", "(address >> SLOT_LOG2 & 3)) & table->mask", "(address >> SLOT_LOG2 & 3 & table->mask))"),
-    ("rooms_of_large_blocks", "heap/manager.c", ", MAX_SLACK + 1);", ", SIZE_MAX);"),
-    ("rooms_of_fallback_blocks", "heap/manager.c", "#define FALLBACK_UNIT_LOG2 4", "#define FALLBACK_UNIT_LOG2 5"),
-    ("metadata_parts_are_apart", "heap/arena.c", "if (size != 0 && count > (SIZE_MAX - *begin) / size) return false;", ""),
-    ("regions_hold_what_was_asked", "mem/region.c", "if (capacity > SIZE_MAX - below - guard) return FA_ERR_NOMEM;", ""),
-]  # fmt: skip
-
 
 def proofs() -> dict[str, Path]:
     """The file of each proof."""
@@ -52,6 +29,22 @@ def proofs() -> dict[str, Path]:
     for file in sorted(HERE.glob("*_proofs.c")):
         for name in re.findall(r"^PROOF\((\w+)\)", file.read_text(), re.MULTILINE):
             found[name] = file
+    return found
+
+
+Mutation = tuple[str, str, str]  # file, what stands there once, what it becomes
+
+
+def mutations() -> list[tuple[str, Mutation]]:
+    """By the name of the proof: those in the comment before it."""
+    found = []
+    for file in sorted(HERE.glob("*_proofs.c")):
+        for comment, name in re.findall(
+            r"^/\* Refuted by\n(.*?) \*/\nPROOF\((\w+)\)", file.read_text(), re.DOTALL | re.MULTILINE
+        ):
+            each = re.findall(r"^ \*   (\w+/\w+\.[ch])\n \*   - (.*)\n \*   \+(?: (.*))?$", comment, re.MULTILINE)
+            assert each, f"{file}: {name}"
+            found += [(name, mutation) for mutation in each]
     return found
 
 
@@ -120,7 +113,7 @@ def main(names: list[str]) -> int:
             failed += counterexample is not None
             word = "proved " if counterexample is None else "REFUTED"
             print(f"{word} {proof} ({time.monotonic() - begun:.1f} s) {counterexample or ''}".rstrip(), flush=True)
-        for proof, changed, old, new in MUTATIONS:
+        for proof, (changed, old, new) in mutations():
             if proof not in chosen:
                 continue
             mutated = directory / "src"
@@ -133,10 +126,12 @@ def main(names: list[str]) -> int:
             counterexample = prove(build(chosen[proof], mutated, rest), proof)
             failed += counterexample is None
             word = "MISSED " if counterexample is None else "caught "
-            print(f"{word} {proof} ({time.monotonic() - begun:.1f} s): {changed}: {new or 'without ' + old}", flush=True)
+            print(
+                f"{word} {proof} ({time.monotonic() - begun:.1f} s): {changed}: {new or 'without ' + old}", flush=True
+            )
             if counterexample:
                 print(f"        with {counterexample}", flush=True)
-    missing = chosen.keys() - {proof for proof, *_ in MUTATIONS}
+    missing = chosen.keys() - {proof for proof, _ in mutations()}
     assert not missing, f"no mutation for {missing}"
     result = f"{failed} FAILED" if failed else "all hold, and every mutation was refuted"
     print(f"{len(chosen)} proofs: {result}")

@@ -6,6 +6,11 @@
 #include "mem/blocks.c"
 #include "heap/mapped.c"
 
+/* Refuted by
+ *   mem/blocks.c
+ *   - *row = top - FA_BIN_STEPS_LOG2 + 1;
+ *   + *row = top - FA_BIN_STEPS_LOG2;
+ */
 PROOF(bins_are_in_order) {
     const uint32_t a = (uint32_t)ANY, b = (uint32_t)ANY;
     ASSUME(a <= b);
@@ -29,6 +34,11 @@ static fa_blocks map;
     map.pages = (uint32_t)(capacity >> FA_BLOCKS_PAGE_LOG2) + 1;                                                       \
     map.epoch = 1
 
+/* Refuted by
+ *   mem/blocks.c
+ *   - (size_t)blocks->pages + page
+ *   + (size_t)blocks->pages + page - 1
+ */
 PROOF(slots_are_apart) {
     ANY_MAP;
     const uint32_t a = (uint32_t)ANY, b = (uint32_t)ANY;
@@ -39,6 +49,11 @@ PROOF(slots_are_apart) {
     PROVED;
 }
 
+/* Refuted by
+ *   mem/blocks.c
+ *   - uint64_t address = (uint64_t)index + blocks->phase;
+ *   + uint64_t address = (uint32_t)(index + blocks->phase);
+ */
 PROOF(blocks_are_aligned) {
     ANY_MAP;
     const uint32_t index = (uint32_t)ANY;
@@ -51,6 +66,11 @@ PROOF(blocks_are_aligned) {
     PROVED;
 }
 
+/* Refuted by
+ *   mem/blocks.c
+ *   - granules > blocks->granules - blocks->cursor
+ *   + blocks->cursor + granules > blocks->granules
+ */
 PROOF(a_block_at_the_cursor_fits) {
     static uint64_t entries[1];
     static fa_level levels[1];
@@ -73,6 +93,11 @@ PROOF(a_block_at_the_cursor_fits) {
 }
 
 /* What heap/mapped.c asks for, for blocks of any size, and what an entry remembers of it. */
+/* Refuted by
+ *   mem/blocks.c
+ *   - #define SLACK_BITS 13
+ *   + #define SLACK_BITS 11
+ */
 PROOF(entries_know_the_size) {
     static struct fa_arena arena;
     static uint64_t entries[1];

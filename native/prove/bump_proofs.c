@@ -9,6 +9,11 @@
 
 /* ---- mem/base.h --------------------------------------------------------------------------------------------------- */
 
+/* Refuted by
+ *   mem/base.h
+ *   - if (value > SIZE_MAX - (alignment - 1)) return false;
+ *   +
+ */
 PROOF(align_up) {
     const size_t value = ANY, alignment = ANY;
     ASSUME(fa_is_power_of_two(alignment));
@@ -47,6 +52,14 @@ static fa_chunk chunk;
     SHOW((chunk.cursor <= chunk.end) & (chunk.end <= limit));                                                          \
     SHOW((chunk.epoch != epoch) | (chunk.cursor == chunk.end) | (chunk.end <= bump.cursor))
 
+/* Refuted by
+ *   mem/bump.h
+ *   - last >= FA_GET(chunk->end) - cursor
+ *   + last > FA_GET(chunk->end) - cursor
+ *   mem/bump.h
+ *   - last >= FA_GET(chunk->end) - cursor
+ *   + cursor + last >= FA_GET(chunk->end)
+ */
 PROOF(bump_take) {
     ANY_BUMP_AND_CHUNK;
     const size_t last = ANY;
@@ -60,10 +73,22 @@ PROOF(bump_take) {
     PROVED;
 }
 
+/* Refuted by
+ *   mem/bump.c
+ *   - if (size > bump->limit - start) return false;
+ *   + if (start + size > bump->limit) return false;
+ *   mem/bump.c
+ *   - bool topmost = current && chunk_end == shared;
+ *   + bool topmost = current;
+ *   mem/bump.h
+ *   - *offset = address - phase;
+ *   + *offset = fa_align_down(cursor, alignment);
+ */
 PROOF(bump_refill) {
     ANY_BUMP_AND_CHUNK;
     const size_t size = ANY, alignment = ANY, phase = ANY;
     ASSUME(fa_is_power_of_two(alignment) && alignment <= FA_MAX_ALIGNMENT && phase < FA_MAX_ALIGNMENT && size > 0);
+    ASSUME(limit <= SIZE_MAX - phase); /* the region is addresses, and the phase at most that of its base */
     size_t offset;
     if (!fa_bump_refill(&bump, &chunk, size, alignment, phase, &offset)) {
         SHOW(bump.cursor == shared && chunk.cursor == cursor && chunk.end == end);
@@ -84,6 +109,11 @@ PROOF(bump_refill) {
     PROVED;
 }
 
+/* Refuted by
+ *   mem/bump.c
+ *   - if (size > bump->limit - cursor) return false;
+ *   +
+ */
 PROOF(bump_extend) {
     ANY_BUMP_AND_CHUNK;
     const size_t size = ANY;
@@ -98,6 +128,11 @@ PROOF(bump_extend) {
     PROVED;
 }
 
+/* Refuted by
+ *   mem/bump.c
+ *   - FA_GET(chunk->end) == shared ? FA_GET(chunk->cursor)
+ *   + true ? FA_GET(chunk->cursor)
+ */
 PROOF(bump_position) {
     ANY_BUMP_AND_CHUNK;
     const size_t position = fa_bump_position(&bump, &chunk);
@@ -109,6 +144,11 @@ PROOF(bump_position) {
 
 /* ---- mem/slabs.h: classes ---------------------------------------------------------------------------------------------- */
 
+/* Refuted by
+ *   mem/slabs.h
+ *   - unsigned top = fa_log2(size - 1);
+ *   + unsigned top = fa_log2(size);
+ */
 PROOF(slab_classes) {
     const size_t size = ANY;
     ASSUME(size <= FA_SLAB_MAX);
@@ -121,6 +161,11 @@ PROOF(slab_classes) {
 
 /* ---- mem/table.c ------------------------------------------------------------------------------------------------------- */
 
+/* Refuted by
+ *   mem/table.c
+ *   - (address >> SLOT_LOG2 & 3)) & table->mask
+ *   + (address >> SLOT_LOG2 & 3 & table->mask))
+ */
 PROOF(homes_are_in_the_table) {
     const size_t slots_log2 = ANY, address = ANY;
     ASSUME(slots_log2 >= 8 && slots_log2 < 60);

@@ -8,6 +8,11 @@
 static size_t any_page;
 static size_t page_size(void) { return any_page; }
 
+/* Refuted by
+ *   heap/manager.c
+ *   - , MAX_SLACK + 1);
+ *   + , SIZE_MAX);
+ */
 PROOF(rooms_of_large_blocks) {
     static fa_os os;
     static fa_manager manager;
@@ -27,6 +32,11 @@ PROOF(rooms_of_large_blocks) {
     PROVED;
 }
 
+/* Refuted by
+ *   heap/manager.c
+ *   - #define FALLBACK_UNIT_LOG2 4
+ *   + #define FALLBACK_UNIT_LOG2 5
+ */
 PROOF(rooms_of_fallback_blocks) {
     const size_t size = ANY;
     ASSUME(size < MAX_LARGE_SIZE);

@@ -2,8 +2,8 @@
 
     python native/prove/models.py [NAME ...]
 
-A model stands beside this file as NAME.pml and says which C it mirrors. Each run of spin looks at every order in which the
-steps of its threads can happen, within the bounds of the model.
+A model stands beside this file as NAME.pml and says which C it mirrors. Each run of spin looks at every order in which
+the steps of its threads can happen, within the bounds of the model.
 """
 
 import re
@@ -20,7 +20,10 @@ HERE = Path(__file__).resolve().parent
 RUNS: dict[str, tuple[list[str], dict[int, str]]] = {
     "refill": (["", "-DTHREADS=3 -DSTEPS=1"], {1: "", 2: "", 3: "", 4: "", 5: ""}),
     "registry": ([""], {1: "", 2: "", 3: "", 4: "", 5: ""}),
-    "large": (["", "-DLIMIT=1 -DSLOTS=2", "-DSLOTS=2"], {1: "-DLIMIT=1 -DSLOTS=2", 2: "", 3: "", 4: "-DSLOTS=2", 5: ""}),
+    "large": (
+        ["", "-DLIMIT=1 -DSLOTS=2", "-DSLOTS=2"],
+        {1: "-DLIMIT=1 -DSLOTS=2", 2: "", 3: "", 4: "-DSLOTS=2", 5: ""},
+    ),
 }
 
 
@@ -56,7 +59,10 @@ def main(names: list[str]) -> int:
             begun = time.monotonic()
             holds, why = check(model, options)
             failed += not holds
-            print(f"{'holds ' if holds else 'BROKEN'} {model} {options}: {why} ({time.monotonic() - begun:.1f} s)", flush=True)
+            print(
+                f"{'holds ' if holds else 'BROKEN'} {model} {options}: {why} ({time.monotonic() - begun:.1f} s)",
+                flush=True,
+            )
         for bug, options in mutations.items():
             holds, why = check(model, f"-DBUG={bug} {options}")
             failed += holds

@@ -11,8 +11,9 @@
  *
  * A file of proofs includes the source it is about, so that static functions are in reach, and is compiled as users compile
  * (-O2): what is proved is the machine code, the compiler's reading of the source included. Each PROOF runs with unknown
- * inputs through angr, and on every path the solver is asked whether a SHOW can fail. arithmetic.py also makes mutations of
- * the sources, one at a time, and each must be refuted: a proof that cannot fail proves nothing.
+ * inputs through angr, and on every path the solver is asked whether a SHOW can fail. arithmetic.py also makes the mutations
+ * that stand before a proof (file, - what is there, + what it becomes), one at a time, and each must be refuted: a proof that
+ * cannot fail proves nothing.
  */
 #ifndef PROOF_H
 #define PROOF_H

@@ -12,6 +12,11 @@ static int note_reserve(size_t size, size_t alignment, void **address) {
     return 0;
 }
 
+/* Refuted by
+ *   mem/region.c
+ *   - if (capacity > SIZE_MAX - below - guard) return FA_ERR_NOMEM;
+ *   +
+ */
 PROOF(regions_hold_what_was_asked) {
     static fa_os os;
     static fa_region region;
