@@ -553,7 +553,8 @@ fa_status fa_arena_reset(fa_arena *arena) {
 /* Zeroes every byte that was ever handed out, or none and an error; the lock is held. */
 static fa_status zero_all(fa_arena *arena) {
     size_t used = arena->mapped ? arena->high : fa_max(arena->high, fa_bumped_used(arena, true));
-    fa_status status = arena->guarded ? fa_guarded_wipe(arena) : fa_secret_wipe(arena, 0, fa_min(used, arena->region.committed));
+    used = fa_min(used, arena->region.committed);
+    fa_status status = arena->guarded ? fa_guarded_wipe(arena) : fa_secret_wipe(arena, 0, used);
     if (status != FA_OK) return status;
     size_t position = 0;
     for (fa_slot *slot = fa_table_next(&arena->fallback, &position); slot != NULL;
