@@ -33,6 +33,7 @@ from fastalloc.errors import (
     LockError,
     OutOfMemoryError,
     ScopeError,
+    SealedError,
     StaleMarkError,
     UnsupportedError,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "Protection",
     "ScopeError",
     "Scratch",
+    "SealedError",
     "StaleMarkError",
     "Track",
     "UnsupportedError",

@@ -5,6 +5,7 @@ Heap is referenced for as long as the function runs, and the memory lives for as
 """
 
 import atexit
+import mmap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NoReturn
 
@@ -33,12 +34,14 @@ from fastalloc._native import (
 )
 from fastalloc.errors import (
     ArgumentError,
+    ClosedError,
     CorruptionError,
     FastallocError,
     ForeignBlockError,
     InUseError,
     LockError,
     OutOfMemoryError,
+    SealedError,
     StaleMarkError,
     UnsupportedError,
 )
@@ -81,6 +84,8 @@ HUGE_PAGES = {
     "hugetlb": lib.FA_HUGE_TLB_2M,
     "hugetlb-1GiB": lib.FA_HUGE_TLB_1G,
 }
+GUARDS = {"ends": lib.FA_GUARD_ENDS, "block": lib.FA_GUARD_BLOCKS}
+SEALS = {"read": lib.FA_SEAL_READ, "none": lib.FA_SEAL_NONE}
 WANTS = {"off": lib.FA_OFF, "try": lib.FA_TRY, "require": lib.FA_REQUIRE}
 
 _ERRORS: dict[int, type[FastallocError]] = {
@@ -92,6 +97,7 @@ _ERRORS: dict[int, type[FastallocError]] = {
     lib.FA_ERR_CORRUPT: CorruptionError,
     lib.FA_ERR_LOCK: LockError,
     lib.FA_ERR_UNSUPPORTED: UnsupportedError,
+    lib.FA_ERR_SEALED: SealedError,
 }
 
 Option = int | str | None
@@ -142,10 +148,24 @@ def create_arena(kind: str, label: str, lineage: int, values: Mapping[str, Optio
     reasons = {
         lib.FA_ERR_NOMEM: f"the system does not give {capacity} of address space",
         lib.FA_ERR_INVALID: f"the C library refuses these options with a capacity of {capacity}",
-        lib.FA_ERR_LOCK: "lock='require', but its memory could not be locked in RAM (see RLIMIT_MEMLOCK)",
+        lib.FA_ERR_LOCK: f"secret_memory: not even {mmap.PAGESIZE} bytes may be locked in RAM (RLIMIT_MEMLOCK)",
         lib.FA_ERR_UNSUPPORTED: "a protection that is required does not exist on this platform",
     }
+    if made == lib.FA_ERR_LOCK:
+        error = LockError(f"{label}: {reasons[made]}")
+        error.limit, error.wanted = _lock_limit(), mmap.PAGESIZE
+        raise error
     fail(made, f"{label}: {reasons.get(made, describe(made))}")
+
+
+def _lock_limit() -> int | None:
+    """RLIMIT_MEMLOCK, where there is one."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    return 2**64 - 1 if limit == resource.RLIM_INFINITY else limit
 
 
 def create_manager(label: str, values: Mapping[str, Option]) -> Heap:
@@ -208,6 +228,37 @@ def arena_wipe(heap: Heap) -> None:
 def arena_trim(heap: Heap, keep: int) -> None:
     """Give free pages back."""
     _check(lib.fa_arena_trim(_arena(heap), keep), "trim")
+
+
+_SEAL_NAMES = {value: name for name, value in SEALS.items()}
+
+
+def _check_seal(status: int, label: str, doing: str) -> None:
+    if status == lib.FA_ERR_STALE:
+        raise ClosedError(f"{label} is closed")
+    if status != lib.FA_OK:
+        fail(status, f"{label}: the system refuses to {doing} its pages: {describe(status)}")
+
+
+def arena_seal(heap: Heap, label: str, how: str | None) -> None:
+    """Seal it, or with None unseal it."""
+    seal = lib.FA_SEAL_OFF if how is None else SEALS[how]
+    _check_seal(lib.fa_arena_seal(_arena(heap), seal), label, "unseal" if how is None else "seal")
+
+
+def arena_sealed(heap: Heap) -> str | None:
+    """How it was sealed."""
+    return _SEAL_NAMES.get(lib.fa_arena_get_seal(_arena(heap)))
+
+
+def arena_unsealed_begin(heap: Heap, label: str) -> None:
+    """Open it until arena_unsealed_end."""
+    _check_seal(lib.fa_arena_unsealed_begin(_arena(heap)), label, "unseal")
+
+
+def arena_unsealed_end(heap: Heap, label: str) -> None:
+    """The last one seals again."""
+    _check_seal(lib.fa_arena_unsealed_end(_arena(heap)), label, "seal")
 
 
 def arena_owns(heap: Heap, address: int) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import enum
+import mmap
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
 
 from fastalloc import _binding
 from fastalloc.arrays import ArrayFunctions
-from fastalloc.errors import ArgumentError, ArgumentTypeError, InUseError, StaleMarkError
+from fastalloc.errors import ArgumentError, ArgumentTypeError, InUseError, SealedError, StaleMarkError
 from fastalloc.stats import GAUGES, ArenasStats, ArenaStats, Measure, Measured, Protection
 from fastalloc.units import Size, format_size, parse_alignment, parse_size
 
@@ -38,9 +39,11 @@ class ArenaOptions(TypedDict, total=False):
     alignment: Size
     huge_pages: HugePages | None
     guard_pages: bool | Want | None
+    guard: Literal["ends", "block"] | None
     lock: Want | None
     no_dump: Want | None
     wipe_on_fork: Want | None
+    secret_memory: bool | Want | None
     on_full: Literal["fail", "fallback"] | None
     name: str | None
 
@@ -71,6 +74,13 @@ def choose(value: Any, name: str, choices: dict[str, int]) -> int | None:
     return choices[value]
 
 
+def required(value: bool | Want | None) -> Want | None:
+    """True is "require", False is "off"."""
+    if isinstance(value, bool):
+        return "require" if value else "off"
+    return value
+
+
 def check_name(name: object) -> str:
     """A name for messages: short and printable."""
     if not isinstance(name, str):
@@ -97,10 +107,20 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
         kernel's reserve, or transparent ones if that is empty. Unless given: transparent for polynomial, else off.
     guard_pages : bool or {"off", "try", "require"}, optional
         Inaccessible pages below and above the blocks. True is "require".
+    guard : {"ends", "block"}, optional
+        "ends": the guard pages are below and above all blocks; that costs nothing per block. "block", for a witness
+        arena: one after every block too, against which the block ends, and canaries in front of it and in what its
+        alignment leaves behind it. A byte beyond that kills the process, as does a touch of a freed block; a
+        broken canary ends the process with a message when the block is freed. It costs two pages and a few system
+        calls a block: for few and precious secrets.
     lock : {"off", "try", "require"}, optional
         In RAM, never swapped, growing with use. Unless given: "try" for witness.
     no_dump, wipe_on_fork : {"off", "try", "require"}, optional
         Out of core dumps; zero in a forked child. Unless given: for witness.
+    secret_memory : bool or {"off", "try", "require"}, optional
+        For a witness arena: memory that is out of the kernel's own map, and so out of reach of debuggers, core dumps
+        and the kernel's own faults (memfd_secret; Linux). It is always locked, and counts against RLIMIT_MEMLOCK.
+        System calls cannot reach it either: a file is not read into it nor written from it. True is "require".
     on_full : {"fail", "fallback"}, optional
         Whether a block for which there is no room fails, or comes from malloc and is counted. Unless given: fallback,
         but a witness arena always fails: secrets never leave protected memory.
@@ -114,7 +134,7 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
     OutOfMemoryError
         If the system has not so much address space.
     LockError
-        If lock="require" and the memory cannot be locked.
+        If lock="require" or secret_memory="require" and the memory cannot be locked: at once, or when it is needed.
     UnsupportedError
         If another protection was required and the platform does not have it.
 
@@ -151,24 +171,27 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
         alignment: Size = 64,
         huge_pages: HugePages | None = None,
         guard_pages: bool | Want | None = None,
+        guard: Literal["ends", "block"] | None = None,
         lock: Want | None = None,
         no_dump: Want | None = None,
         wipe_on_fork: Want | None = None,
+        secret_memory: bool | Want | None = None,
         on_full: Literal["fail", "fallback"] | None = None,
         name: str | None = None,
     ) -> None:
         if choose(kind, "kind", _binding.KINDS) is None:
             raise ArgumentTypeError("kind: expected a fastalloc.Kind or its name, not None")
-        if isinstance(guard_pages, bool):
-            guard_pages = "require" if guard_pages else "off"
+        guard_pages, secret_memory = required(guard_pages), required(secret_memory)
         options = {
             "capacity": parse_size(capacity, "capacity", minimum=1),
             "alignment": parse_alignment(alignment),
             "huge_pages": choose(huge_pages, "huge_pages", _binding.HUGE_PAGES),
             "guard_pages": choose(guard_pages, "guard_pages", _binding.WANTS),
+            "guard": choose(guard, "guard", _binding.GUARDS),
             "lock": choose(lock, "lock", _binding.WANTS),
             "no_dump": choose(no_dump, "no_dump", _binding.WANTS),
             "wipe_on_fork": choose(wipe_on_fork, "wipe_on_fork", _binding.WANTS),
+            "secret_memory": choose(secret_memory, "secret_memory", _binding.WANTS),
             "on_full": choose(on_full, "on_full", _binding.FULL_POLICIES),
         }
         if options["alignment"] < 16:  # type: ignore[operator]
@@ -176,6 +199,16 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
         if kind == Kind.WITNESS and on_full == "fallback":
             msg = "on_full: a witness arena only knows 'fail', not 'fallback': secrets never leave protected memory"
             raise ArgumentError(msg)
+        if kind != Kind.WITNESS:
+            for name_, chosen in (("guard", guard == "block"), ("secret_memory", secret_memory not in {None, "off"})):
+                if chosen:
+                    raise ArgumentError(f"{name_}: only a witness arena takes {options[name_]!r}, not a {kind} one")
+        if guard == "block":
+            if guard_pages == "off":
+                msg = "guard: 'block' needs guard_pages, which are off"
+                raise ArgumentError(msg)
+            if options["alignment"] > mmap.PAGESIZE:  # type: ignore[operator]
+                raise ArgumentError(f"alignment: {alignment} is too large for guard='block': {mmap.PAGESIZE} at most")
         label = f"{Kind(kind)} arena" + ("" if name is None else f" {check_name(name)!r}")
         if self._memory is not None:
             msg = "__init__: the arena has been made already"
@@ -223,6 +256,17 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
         """Arrays and blocks that are live."""
         heap = self._memory
         return self.stats().live if heap is None else _binding.arena_live(heap)[0]
+
+    @property
+    def sealed(self) -> Literal["none", "read"] | None:
+        """What seal() was called with, None after unseal(); also inside of `with arena.unsealed()`.
+
+        Raises
+        ------
+        ClosedError
+            If the arena is closed.
+        """
+        return _binding.arena_sealed(self._heap)  # type: ignore[return-value]
 
     @property
     def protection(self) -> Protection:
@@ -322,6 +366,8 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
             While arrays or blocks are alive, unless `retire`; nothing is changed.
         OutOfMemoryError, LockError
             If there is no fresh memory to be had; nothing is changed.
+        SealedError
+            If there is something to retire and the arena is sealed; nothing is changed.
         ClosedError
             If the arena is closed.
         """
@@ -330,6 +376,9 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
             return
         if not retire:
             self._refuse("reset", _binding.arena_live(heap), "alive")
+        if _binding.arena_sealed(heap):
+            msg = f"{self._label} is sealed: unseal() before reset(retire=True), or nobody could open what is left"
+            raise SealedError(msg)
         fresh = _binding.create_arena(self._kind, self._label, heap.lineage, self._options)
         with self._measure.lock:
             self._note_peak()
@@ -346,6 +395,75 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
             If the arena is closed.
         """
         _binding.arena_wipe(self._heap)
+
+    def seal(self, how: Literal["none", "read"] = "none") -> None:
+        """Make every block and array inaccessible ("none"), or read-only ("read"), until unseal().
+
+        Whoever touches one all the same dies with SIGSEGV: it is the processor that refuses, in every thread, and no
+        exception can be made of it. So seal when nobody works with the secrets, and open with `with arena.unsealed()`.
+        An array may be freed: it is wiped through the seal. So do reset(), rewind(), wipe() and close(). New arrays,
+        blocks and resizes are a SealedError (NumPy's own functions raise MemoryError).
+
+        Parameters
+        ----------
+        how : {"none", "read"}
+            What still may be done.
+
+        Raises
+        ------
+        OutOfMemoryError
+            If the system refuses; nothing is changed.
+        ClosedError
+            If the arena is closed.
+
+        Notes
+        -----
+        May be called by any thread. While some thread is inside unsealed(), it takes effect when the last one leaves.
+        Cost: one system call, or one per block with guard="block", growing with the resident pages.
+        """
+        if choose(how, "how", _binding.SEALS) is None:
+            msg = "how: expected 'none' or 'read', not None"
+            raise ArgumentTypeError(msg)
+        _binding.arena_seal(self._heap, self._label, how)
+
+    def unseal(self) -> None:
+        """Make all blocks accessible again.
+
+        Raises
+        ------
+        OutOfMemoryError
+            If the system refuses; nothing is changed.
+        ClosedError
+            If the arena is closed.
+        """
+        _binding.arena_seal(self._heap, self._label, None)
+
+    def unsealed(self) -> "Unsealed":
+        """A sealed arena is open inside `with arena.unsealed():`, and sealed again after it, exception or not.
+
+        They nest, and count over all threads: the first to enter opens the arena, for every thread, and the last to
+        leave seals it. Of an arena that is not sealed nothing changes.
+
+        Raises
+        ------
+        OutOfMemoryError
+            If the system refuses. After leaving, the arena is open then: see protection.sealed.
+        ClosedError
+            On entering, if the arena is closed.
+
+        Examples
+        --------
+        >>> import fastalloc as fa
+        >>> arena = fa.Witness("1MiB")
+        >>> key = arena.alloc(32)
+        >>> arena.seal()
+        >>> with arena.unsealed():
+        ...     memoryview(key)[:5] = b"magic"
+        >>> arena.sealed
+        'none'
+        >>> arena.close()
+        """
+        return Unsealed(self)
 
     def trim(self, keep: Size = 0) -> None:
         """Give the pages of free memory back to the system, all but `keep` bytes of them.
@@ -403,6 +521,27 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
         verb = "is" if count == 1 else "are"
         tail = "still alive" if which == "alive" else f"{which} and still alive"
         raise InUseError(f"cannot {action} {self._label}: {count} {things} of {size} bytes {verb} {tail}")
+
+
+class Unsealed:
+    """See Arena.unsealed."""
+
+    __slots__ = ("_arena", "_open")
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._open: list[_binding.Heap] = []
+
+    def __enter__(self) -> Arena:
+        heap = self._arena._heap  # noqa: SLF001
+        _binding.arena_unsealed_begin(heap, self._arena._label)  # noqa: SLF001
+        self._open.append(heap)
+        return self._arena
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _binding.arena_unsealed_end(self._open.pop(), self._arena._label)  # noqa: SLF001
 
 
 def address_of(thing: object) -> int:

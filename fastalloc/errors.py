@@ -42,7 +42,18 @@ class ScopeError(FastallocError, RuntimeError):
 
 
 class LockError(FastallocError, OSError):
-    """Memory could not be locked in RAM, and lock="require" was asked for."""
+    """Memory could not be locked in RAM, and lock="require" (or secret_memory=True, which implies it) was asked for."""
+
+    limit: int | None = None
+    """Bytes that the process may lock (RLIMIT_MEMLOCK); None where that is not known."""
+    locked: int = 0
+    """Bytes of the arena that are locked."""
+    wanted: int = 0
+    """Bytes of the arena that would have had to be."""
+
+
+class SealedError(FastallocError, ValueError):
+    """The arena is sealed: it hands nothing out before unseal(), or outside of `with arena.unsealed()`."""
 
 
 class UnsupportedError(FastallocError, NotImplementedError):

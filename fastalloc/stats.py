@@ -116,7 +116,12 @@ def _value(value: int, unit: str) -> str:
 
 
 # What is in use, as opposed to what has been counted: 0 when the memory is gone.
-GAUGES = frozenset({"requested", "used", "reserved", "resident", "cached", "fallback_bytes", "live", "pool_live"})
+GAUGES = frozenset(
+    {
+        *("requested", "used", "reserved", "resident", "cached", "fallback_bytes", "live", "pool_live"),
+        *("locked", "lock_wanted"),
+    }
+)
 
 
 _Stats = TypeVar("_Stats", ArenaStats, ManagerStats)

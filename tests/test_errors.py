@@ -18,6 +18,7 @@ from fastalloc import _binding, errors
         (fa.ForeignBlockError, ValueError),
         (fa.FreedBlockError, ValueError),
         (fa.ScopeError, RuntimeError),
+        (fa.SealedError, ValueError),
         (fa.LockError, OSError),
         (fa.UnsupportedError, NotImplementedError),
         (fa.CorruptionError, RuntimeError),
@@ -36,7 +37,7 @@ def test_all_are_exported() -> None:
 
 def test_every_status_has_an_exception_and_a_description() -> None:
     statuses = {name: getattr(_binding.lib, name) for name in dir(_binding.lib) if name.startswith("FA_ERR_")}
-    assert len(statuses) == 8
+    assert len(statuses) == 9
     for status in statuses.values():
         with pytest.raises(fa.FastallocError) as error:
             _binding.fail(status, "message")

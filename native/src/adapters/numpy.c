@@ -736,7 +736,8 @@ FA_COLD static void explain_memory_error(fa_allocator *allocator) {
     PyObject *type, *cause, *traceback;
     PyErr_Fetch(&type, &cause, &traceback);
     PyErr_NormalizeException(&type, &cause, &traceback);
-    PyErr_Format(fa_OutOfMemoryError, "%s: %S", allocator->label, cause);
+    if (allocator->heap) fa_heap_refused_array(allocator->heap, cause);
+    else PyErr_Format(fa_OutOfMemoryError, "%s: %S", allocator->label, cause);
     PyObject *new_type, *error, *new_traceback;
     PyErr_Fetch(&new_type, &error, &new_traceback);
     PyErr_NormalizeException(&new_type, &error, &new_traceback);

@@ -89,8 +89,11 @@ fa_heap *fa_heap_check(PyObject *object);
 /* Null, with ClosedError set, if the allocator is closed. Borrowed. */
 fa_heap *fa_allocator_heap(fa_allocator *allocator);
 
-/* The exception for a refused allocation: OutOfMemoryError, LockError, ClosedError. */
+/* The exception for a refused allocation: OutOfMemoryError, LockError, SealedError, ClosedError. */
 void fa_heap_refused(fa_heap *heap, size_t size, size_t alignment, fa_status status);
+
+/* Likewise, for what NumPy could not allocate in the heap, which `cause` says: what the heap refused last. */
+void fa_heap_refused_array(fa_heap *heap, PyObject *cause);
 
 /* Whether the address lies in the memory of a live block of any heap (in an arena: where a block may be). */
 bool fa_heap_any_owns(const void *address);
@@ -125,6 +128,7 @@ int fa_python_add_block(PyObject *module);
     X(LockError)                                                                                                       \
     X(OutOfMemoryError)                                                                                                \
     X(ScopeError)                                                                                                      \
+    X(SealedError)                                                                                                     \
     X(UnsupportedError)
 
 #define FA_PYTHON_ERROR(name) extern PyObject *fa_##name;

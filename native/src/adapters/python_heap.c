@@ -137,6 +137,45 @@ bool fa_heap_any_owns(const void *address) {
     return fa_install_owns(address);
 }
 
+/* With the figures as attributes. */
+static void set_lock_error(fa_heap *heap, PyObject *what) {
+    fa_protection protection = {0};
+    if (!what) return;
+    fa_arena_get_protection(heap->arena, &protection);
+    char limit[64] = "any number";
+    if (protection.lock_limit != UINT64_MAX)
+        snprintf(limit, sizeof limit, "%llu", (unsigned long long)protection.lock_limit);
+    PyObject *message = PyUnicode_FromFormat(
+        "%s: %U cannot be locked in RAM: of the arena %llu bytes are locked and %llu are wanted, and the process may lock"
+        " %s (RLIMIT_MEMLOCK)", heap->label, what, (unsigned long long)protection.locked,
+        (unsigned long long)protection.lock_wanted, limit);
+    Py_DECREF(what);
+    PyObject *error = message ? PyObject_CallFunctionObjArgs(fa_LockError, message, NULL) : NULL;
+    Py_XDECREF(message);
+    if (!error) return;
+    const struct { const char *name; uint64_t value; } figures[] = {
+        {"limit", protection.lock_limit}, {"locked", protection.locked}, {"wanted", protection.lock_wanted}};
+    for (size_t i = 0; i < 3; i++) {
+        PyObject *value = PyLong_FromUnsignedLongLong(figures[i].value);
+        if (!value || PyObject_SetAttrString(error, figures[i].name, value)) PyErr_Clear(); /* the message has it */
+        Py_XDECREF(value);
+    }
+    PyErr_SetObject(fa_LockError, error);
+    Py_DECREF(error);
+}
+
+static void set_sealed_error(fa_heap *heap) {
+    PyErr_Format(fa_SealedError, "%s is sealed: unseal(), or `with ...unsealed()`, before anything is allocated or resized",
+                 heap->label);
+}
+
+void fa_heap_refused_array(fa_heap *heap, PyObject *cause) {
+    fa_status status = heap->arena ? fa_arena_last_refusal(heap->arena) : FA_OK;
+    if (status == FA_ERR_LOCK) set_lock_error(heap, PyUnicode_FromString("an array"));
+    else if (status == FA_ERR_SEALED) set_sealed_error(heap);
+    else PyErr_Format(fa_OutOfMemoryError, "%s: %S", heap->label, cause);
+}
+
 void fa_heap_refused(fa_heap *heap, size_t size, size_t alignment, fa_status status) {
     if (heap->closed || status == FA_ERR_STALE) {
         PyErr_Format(fa_ClosedError, "%s is closed", heap->label);
@@ -145,11 +184,9 @@ void fa_heap_refused(fa_heap *heap, size_t size, size_t alignment, fa_status sta
     char aligned[48] = "";
     if (alignment > FA_ARRAY_ALIGNMENT) snprintf(aligned, sizeof aligned, " aligned to %zu", alignment);
     if (status == FA_ERR_LOCK) {
-        fa_protection protection = {0};
-        fa_arena_get_protection(heap->arena, &protection);
-        PyErr_Format(fa_LockError, "%s: %zu bytes%s cannot be locked in RAM: %llu bytes are locked, and %llu may be",
-                     heap->label, size, aligned, (unsigned long long)protection.locked,
-                     (unsigned long long)protection.lock_limit);
+        set_lock_error(heap, PyUnicode_FromFormat("%zu bytes%s", size, aligned));
+    } else if (status == FA_ERR_SEALED) {
+        set_sealed_error(heap);
     } else if (status == FA_ERR_INVALID) {
         PyErr_Format(fa_ArgumentError, "%s: %zu bytes%s cannot be allocated", heap->label, size, aligned);
     } else if (heap->arena) {

@@ -144,6 +144,7 @@ static fa_status begin(fa_region *region, const fa_region_spec *spec) {
     size_t first = fa_min(region->capacity, FA_LOCK_STEP);
     if (region->secret_memory != FA_OFF) {
         fa_status status = extend_secret(region, first);
+        if (status == FA_ERR_LOCK) status = extend_secret(region, region->page);
         if (status == FA_OK || region->secret_memory == FA_REQUIRE) return status;
         region->secret_memory = FA_OFF; /* from now on like any other */
         region->protection.lock_wanted = 0;
