@@ -7,8 +7,8 @@ SOURCES := $(shell find native/include native/src native/cmake native/CMakeLists
 # pip, pytest and the rest come from the environment; so do cmake and ninja, which a fresh machine does not have.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all test-numpy test-valgrind bench bench-native bench-numpy count-native check wheel amalgamation \
-    test-amalgamation test-examples clean
+.PHONY: demo test test-all test-numpy test-programs test-valgrind bench bench-global bench-native bench-numpy count-native check \
+    wheel amalgamation test-amalgamation test-examples clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -17,7 +17,7 @@ demo: $(VENV)/.demo
 # Under the sanitizers: not what has no extension in it, nor test_cli.py, which reads the process's own memory, of which a
 # sanitizer maps terabytes, nor NumPy's own tests, nor what preloads another malloc. The prover's JIT compiler leaks and makes the leak check slow: its tests on arenas run without.
 test: $(VENV)/.test
-	FASTALLOC_MACHINE_EXAMPLES=500 tests/asan/run tests $(addprefix --ignore=tests/test_,native.py floors.py cli.py stark.py numpy_suite.py preload.py amalgamation.py examples.py) --ignore=tests/programs
+	FASTALLOC_MACHINE_EXAMPLES=500 tests/asan/run tests $(addprefix --ignore=tests/test_,native.py floors.py cli.py stark.py numpy_suite.py preload.py live.py amalgamation.py examples.py) --ignore=tests/programs
 	ASAN_OPTIONS=detect_leaks=0 tests/asan/run tests/test_stark.py -k arenas
 	pytest
 
@@ -27,6 +27,12 @@ test-numpy: $(VENV)/.test
 	    FASTALLOC_TEST_UNDER=$$under PYTHONPATH=tests PYTHONSAFEPATH=1 pytest -p numpy_installed -c /dev/null -q -n 2 \
 	        -m "not slow" --ignore-glob='*f2py*' --pyargs numpy || exit 1; \
 	done
+
+# Real programs on the global allocator, the long ones too; make test runs the quick ones. What is not installed is skipped by name.
+test-programs: $(VENV)/.programs
+	tests/needs lua5.4 redis-server ruby sqlite3 libpython3-testsuite \
+	    $$(command -v node >/dev/null || echo nodejs) $$(command -v rustc >/dev/null || echo rustc)
+	FASTALLOC_TEST_LONG=1 pytest tests/programs
 
 test-valgrind: $(VENV)/.test
 	FASTALLOC_TEST_PRESETS=debug FASTALLOC_TEST_WRAPPER="valgrind --quiet --leak-check=full --error-exitcode=99" \
@@ -49,7 +55,7 @@ build/lua/onelua.c: $(VENV)/.made
 	tar --extract --file build/lupa-2.8.tar.gz --directory $(@D) --strip-components 3 lupa-2.8/third-party/lua54
 	touch $@
 
-test-all: test test-numpy test-valgrind test-amalgamation test-examples
+test-all: test test-numpy test-programs test-valgrind test-amalgamation test-examples
 
 check: $(VENV)/.dev
 	ruff check
@@ -77,6 +83,10 @@ bench-numpy: $(VENV)/.bench
 amalgamation:
 	$(PYTHON) native/amalgamate.py build/amalgamation
 
+bench-global: $(VENV)/.programs
+	cd native && cmake --preset release && cmake --build --preset release
+	PYTHONSAFEPATH=1 python asv_bench/global_bench.py --json build/bench-global.json
+
 wheel: $(VENV)/.made
 	pip wheel --no-deps --wheel-dir dist .
 
@@ -95,6 +105,7 @@ $(VENV)/.test: EXTRAS = demo,test
 $(VENV)/.dev: EXTRAS = demo,test,dev
 $(VENV)/.bench: EXTRAS = demo,test,bench
 $(VENV)/.cross: EXTRAS = demo,test,cross
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.bench $(VENV)/.cross: $(VENV)/.made $(SOURCES)
+$(VENV)/.programs: EXTRAS = demo,test,halo2
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.bench $(VENV)/.cross $(VENV)/.programs: $(VENV)/.made $(SOURCES)
 	pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
 	touch $@

@@ -50,10 +50,11 @@ def statistics() -> dict[str, list[tuple[str, str, str]]]:
     lists = {
         "ArenaFields": "FA_ARENA_STATS",
         "ManagerFields": "FA_MANAGER_STATS",
+        "MallocFields": "FA_GLOBAL_STATS",
         "NumpyFields": "FA_NUMPY_STATS",
         "ProtectionFields": "FA_PROTECTION",
     }
-    source = '#include "heap/array_heap.h"\n#define ROW(name, unit, doc) @ROW name unit doc\n'
+    source = '#include "heap/array_heap.h"\n#include "heap/global.h"\n#define ROW(name, unit, doc) @ROW name unit doc\n'
     source += "".join(f"@LIST {name}\n{macro}(ROW)\n" for name, macro in lists.items())
     found: dict[str, list[tuple[str, str, str]]] = {}
     for token in re.finditer(r'@LIST (\w+)|@ROW (\w+) "([^"]*)" "([^"]*)"', preprocess(source)):

@@ -135,6 +135,106 @@ MANAGER_UNITS = {
 
 
 @dataclass(frozen=True, slots=True)
+class MallocFields:
+    """A record of C, as it is."""
+
+    used: int
+    """Bytes: held by live blocks, rounding included."""
+    held: int
+    """Bytes: of spans, medium and large blocks and thread heaps: used, and what is free among it."""
+    cached: int
+    """Bytes: free and resident: runs of pages and large blocks."""
+    resident: int
+    """Bytes: estimate: held and cached."""
+    live: int
+    """Blocks allocated and not yet freed."""
+    allocated: int
+    """Blocks allocated since the start."""
+    freed: int
+    """Blocks freed since the start."""
+    peak: int
+    """Bytes: largest value of held so far."""
+    pages_live: int
+    """Bytes: of runs in use: spans, medium blocks and thread heaps."""
+    span_bytes: int
+    """Bytes: of spans, which hold the small blocks."""
+    medium_live: int
+    """Live blocks that are runs of pages."""
+    medium_bytes: int
+    """Bytes: of them."""
+    medium_allocated: int
+    """Of them since the start."""
+    large_live: int
+    """Live blocks above large_size, or that did not fit in the range."""
+    large_bytes: int
+    """Bytes: of them."""
+    large_allocated: int
+    """Of them since the start."""
+    large_cached: int
+    """Bytes: freed large blocks kept resident for reuse."""
+    cache_hits: int
+    """Large blocks served from the cache."""
+    pages_cached: int
+    """Bytes: free runs kept resident for reuse."""
+    pages_reused: int
+    """Bytes: of resident free runs handed out again: a page fault avoided for each page."""
+    large_reused: int
+    """Bytes: of cached large blocks handed out again: likewise."""
+    returned: int
+    """Bytes: given back to the system so far."""
+    moved: int
+    """Reallocations that moved pages instead of copying bytes."""
+    stolen: int
+    """Blocks that were taken back from idle threads."""
+    fallbacks: int
+    """Blocks that were mapped one by one because the range was full."""
+    foreign: int
+    """Pointers of other allocators that were passed on."""
+    failures: int
+    """Allocations refused."""
+    reserved: int
+    """Bytes: address space of the range, of live large blocks and of the cache."""
+    heaps: int
+    """Thread heaps ever made, those that wait for a thread included."""
+    threads: int
+    """Threads that have a heap now."""
+
+
+MALLOC_UNITS = {
+    "used": "bytes",
+    "held": "bytes",
+    "cached": "bytes",
+    "resident": "bytes",
+    "live": "count",
+    "allocated": "count",
+    "freed": "count",
+    "peak": "bytes",
+    "pages_live": "bytes",
+    "span_bytes": "bytes",
+    "medium_live": "count",
+    "medium_bytes": "bytes",
+    "medium_allocated": "count",
+    "large_live": "count",
+    "large_bytes": "bytes",
+    "large_allocated": "count",
+    "large_cached": "bytes",
+    "cache_hits": "count",
+    "pages_cached": "bytes",
+    "pages_reused": "bytes",
+    "large_reused": "bytes",
+    "returned": "bytes",
+    "moved": "count",
+    "stolen": "count",
+    "fallbacks": "count",
+    "foreign": "count",
+    "failures": "count",
+    "reserved": "bytes",
+    "heaps": "count",
+    "threads": "count",
+}
+
+
+@dataclass(frozen=True, slots=True)
 class NumpyFields:
     """A record of C, as it is."""
 

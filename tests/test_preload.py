@@ -18,10 +18,7 @@ from fastalloc.cli.elf import read_elf
 from fastalloc.cli.preload import OPTIONS, NotRunnableError, _check_preloaded
 
 ROOT = Path(__file__).resolve().parent.parent
-try:
-    LIBRARY = fa.get_malloc_library()
-except FileNotFoundError:  # being written
-    pytest.skip("libfastalloc-malloc is not built", allow_module_level=True)
+LIBRARY = fa.get_malloc_library()
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes as Linux shows them")
 
@@ -291,7 +288,9 @@ def test_setuid_programs(true: Path, refuse: Refuse) -> None:
         (["--"], "run: no program after `--`"),
         (["--large-cache", "4 pounds", "--", "true"], "--large-cache: '4 pounds' is not a size"),
         (["--large-cache", "-1", "--", "true"], "--large-cache: '-1' is not a size"),
-        (["--large-size", "9EiB", "--", "true"], "--large-size: '9EiB' is too large"),
+        (["--large-size", "2GiB", "--", "true"], "--large-size: '2GiB' is too large: at most 1073741824"),
+        (["--large-size", "32KiB", "--", "true"], "--large-size: '32KiB' is too small: at least 32769"),
+        (["--decay", "2e6", "--", "true"], "--decay: 2e6 is more than 1000000 seconds"),
         (["--decay", "soon", "--", "true"], "--decay: 'soon' is not a number of seconds"),
         (["--decay", "-1", "--", "true"], "--decay: -1.0 is not between"),
         (["--decay", "nan", "--", "true"], "--decay: nan is not between"),
@@ -322,3 +321,36 @@ def test_the_documented_table_is_the_commands() -> None:
     for (_, metavar, _, value), option in zip(rows, OPTIONS, strict=True):
         assert metavar == ("\\|".join(option.choices) if option.choices else option.metavar or "")
         assert value == ("" if option.metavar else "1")
+
+
+def test_the_library_reads_nothing_that_the_table_does_not_have() -> None:
+    source = (ROOT / "native" / "src" / "adapters" / "malloc.c").read_text()
+    read = set(re.findall(r'"(FASTALLOC_[A-Z_]+)"', source))
+    assert (
+        {"FASTALLOC_REPORT", "FASTALLOC_DECAY", "FASTALLOC_LARGE_CACHE"} <= read <= {each.variable for each in OPTIONS}
+    )
+
+
+def test_an_option_that_the_library_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "libfastalloc-malloc.so"
+    other.write_bytes(Path(LIBRARY).read_bytes().replace(b"FASTALLOC_ZERO_ON_FREE", b"FASTALLOC_SOMETHINGOLD"))
+    monkeypatch.setattr(fa, "get_malloc_library", lambda: str(other))
+    with pytest.raises(SystemExit) as exit_:
+        main(["run", "--zero-on-free", "--", "true"])
+    assert exit_.value.code == 2
+    assert f"--zero-on-free: {other} does not know FASTALLOC_ZERO_ON_FREE" in capsys.readouterr().err
+
+
+def test_the_library_understands_what_the_command_tells_it(tmp_path: Path) -> None:
+    """Options at their limits: the library has nothing to complain of."""
+    known = Path(LIBRARY).read_bytes()
+    switches = [each.name for each in OPTIONS if each.metavar is None and each.variable.encode() in known]
+    switches.remove("--arena-stats")  # it speaks
+    most = str(sys.maxsize)
+    for cache, large, decay, pages in (("0", "32769", "0", "off"), (most, "1GiB", "1e6", "transparent")):
+        options = ["--large-cache", cache, "--large-size", large, "--decay", decay, "--huge-pages", pages, *switches]
+        ran = run(*options, "--report", str(tmp_path / "%p.json"), "--", "true")
+        assert (ran.returncode, ran.stderr) == (0, "")
+    assert len(list(tmp_path.iterdir())) == 2

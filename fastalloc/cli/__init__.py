@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from fastalloc import FastallocError, __version__
 
-from . import demo, run
+from . import demo, live, run
 
 __all__ = ["main"]
 
@@ -17,6 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", required=True)
     demo.add_parser(commands)
     run.add_parser(commands)
+    live.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))

@@ -30,8 +30,17 @@ _PRELOAD = "DYLD_INSERT_LIBRARIES" if _MACOS else "LD_PRELOAD"
 # --- Options -----------------------------------------------------------------------------------------------------
 
 
+# The limits of the library (native/src/adapters/malloc.c).
+_LARGE_SIZES = ((32 << 10) + 1, 1 << 30)
+_LONGEST_DECAY = 1_000_000
+
+
 def _size(text: str, name: str) -> str:
-    return str(parse_size(text, name))
+    return str(parse_size(text, name, maximum=sys.maxsize))
+
+
+def _large_size(text: str, name: str) -> str:
+    return str(parse_size(text, name, *_LARGE_SIZES))
 
 
 def seconds(text: str, name: str) -> float:
@@ -44,8 +53,13 @@ def seconds(text: str, name: str) -> float:
     return value
 
 
-def _seconds(text: str, name: str) -> str:
-    return f"{max(seconds(text, name), 0.001):.3f}".rstrip("0").rstrip(".")
+def _decay(text: str, name: str) -> str:
+    if text.strip() == "0":
+        return "0"  # never
+    value = seconds(text, name)
+    if value > _LONGEST_DECAY:
+        raise ArgumentError(f"{name}: {text} is more than {_LONGEST_DECAY} seconds (0: never given back)")
+    return f"{max(value, 0.001):.3f}".rstrip("0").rstrip(".")
 
 
 def _file(text: str, name: str) -> str:
@@ -89,8 +103,8 @@ OPTIONS = (
     Option(
         "--large-cache", "FASTALLOC_LARGE_CACHE", "freed large blocks kept resident", "SIZE", check=_size, script=True
     ),
-    Option("--decay", "FASTALLOC_DECAY", "age at which they are given back", "SECONDS", check=_seconds, script=True),
-    Option("--large-size", "FASTALLOC_LARGE_SIZE", "from this size a block is large", "SIZE", check=_size),
+    Option("--decay", "FASTALLOC_DECAY", "age at which they are given back", "SECONDS", check=_decay, script=True),
+    Option("--large-size", "FASTALLOC_LARGE_SIZE", "from this size a block is large", "SIZE", check=_large_size),
     Option(
         "--huge-pages",
         "FASTALLOC_HUGE_PAGES",
@@ -118,14 +132,17 @@ def environment(options: argparse.Namespace, library: str, inherited: Mapping[st
     Raises
     ------
     ArgumentError
-        If an option's value is wrong.
+        If an option's value is wrong, or the library does not know the option.
 
     """
     result = dict(inherited)
+    known = Path(library).read_bytes()  # an option that the library ignores would be a promise that nobody keeps
     for option in OPTIONS:
         value = getattr(options, option.attribute)
         if value is not None:
             result[option.variable] = option.check(value, option.name)
+            if option.variable.encode() not in known:
+                raise ArgumentError(f"{option.name}: {library} does not know {option.variable}")
     separators = ":" if _MACOS else ": "
     if any(separator in library for separator in separators):
         raise ArgumentError(

@@ -274,10 +274,11 @@ static size_t libc_usable_size(void *block) {
 
 static struct {
     pid_t process;
-    const char *report;  /* of the environment, which nobody may change before main */
-    char report_path[4096];
-    int table;           /* a copy of standard error: programs close theirs before they are done; -1: no table */
+    int table; /* a copy of standard error: programs close theirs before they are done; -1: no table */
 } at_exit = {.table = -1};
+
+static char report_name[4096]; /* a copy: programs that set their title write over their environment; empty: no report */
+static char report_path[4096]; /* the same with %p replaced */
 
 static void complain(const char *name, const char *value, const char *expected) {
     char line[256];
@@ -340,9 +341,9 @@ static void huge_setting(bool *huge_pages) {
 }
 
 /* With "%p" replaced by the process's number. */
-static bool report_path(char *path, size_t size) {
+static bool find_report_path(char *path, size_t size) {
     size_t at = 0;
-    for (const char *text = at_exit.report; *text != '\0'; text++) {
+    for (const char *text = report_name; *text != '\0'; text++) {
         int wrote = text[0] == '%' && text[1] == 'p' ? snprintf(path + at, size - at, "%ld", (long)getpid()) : -1;
         if (wrote >= 0) {
             at += (size_t)wrote;
@@ -375,7 +376,8 @@ __attribute__((constructor(101))) static void process_begins(void) {
 
     at_exit.process = getpid();
     const char *report = secure_getenv("FASTALLOC_REPORT");
-    if (report != NULL && *report != '\0') at_exit.report = report;
+    if (report != NULL && strlen(report) < sizeof report_name) strcpy(report_name, report);
+    else if (report != NULL) complain("FASTALLOC_REPORT", report, "expected the name of a file");
     if (flag_setting("FASTALLOC_STATS")) at_exit.table = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 100);
 }
 
@@ -480,11 +482,11 @@ __attribute__((destructor(101))) static void process_ends(void) {
         add_table(&output);
         write_all(at_exit.table, &output);
     }
-    if (at_exit.report == NULL || (is_child && strstr(at_exit.report, "%p") == NULL)) return;
-    if (!report_path(at_exit.report_path, sizeof at_exit.report_path)) return;
-    int file = open(at_exit.report_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (report_name[0] == '\0' || (is_child && strstr(report_name, "%p") == NULL)) return;
+    if (!find_report_path(report_path, sizeof report_path)) return;
+    int file = open(report_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (file < 0) {
-        complain("FASTALLOC_REPORT", at_exit.report_path, "it cannot be written");
+        complain("FASTALLOC_REPORT", report_path, "it cannot be written");
         return;
     }
     output.length = 0;
