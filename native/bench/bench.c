@@ -13,7 +13,7 @@
  *
  * A job checks that what it timed succeeded: a bench that measured a failure exits 1. What is not installed is named and
  * skipped. Targets that are not met are printed, and change the exit status only with --strict.
- * To add a row, write its jobs and name them at the end of arena_rows.c or manager_rows.c.
+ * To add a row, write its jobs and name them at the end of arena_rows.c, manager_rows.c or secret_rows.c.
  */
 #define _GNU_SOURCE
 #include "bench.h"
@@ -34,7 +34,7 @@
 #define MAX_COLUMNS 16
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
 
-static const bench_row *const row_tables[] = {arena_rows, manager_rows};
+static const bench_row *const row_tables[] = {arena_rows, manager_rows, secret_rows};
 
 /* ---- what jobs use --------------------------------------------------------------------------------------------------- */
 

@@ -81,7 +81,7 @@ typedef struct bench_row {
     bench_target targets[MAX_TARGETS];
 } bench_row;
 
-extern const bench_row arena_rows[], manager_rows[]; /* each ends with a row without a name */
+extern const bench_row arena_rows[], manager_rows[], secret_rows[]; /* each ends with a row without a name */
 
 /* bench --count NAME N: does N operations, for a tool that counts instructions; false if there is no such name. */
 bool count_operations(const char *name, size_t count);
