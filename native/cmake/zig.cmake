@@ -14,7 +14,9 @@ set(CMAKE_SYSTEM_NAME_wasi WASI)
 set(CMAKE_SYSTEM_NAME ${CMAKE_SYSTEM_NAME_${system}})
 set(CMAKE_SYSTEM_VERSION 1)
 
-set(CMAKE_C_COMPILER "${FA_ZIG}" cc -target ${FA_TARGET})
+if(NOT CMAKE_C_COMPILER_ID) # the first time
+  set(CMAKE_C_COMPILER "${FA_ZIG}" cc -target ${FA_TARGET})
+endif()
 # One program is all tools: the rules of archives say so. CMake reads this file again after its own for the platform, which
 # has its own rules for some.
 set(CMAKE_USER_MAKE_RULES_OVERRIDE_C "${CMAKE_CURRENT_LIST_FILE}")

@@ -27,6 +27,10 @@
 /* A block's granules are counted in 32 bits; larger capacities take larger granules, up to what an entry can hold. */
 #define MAX_GRANULES ((uint64_t)UINT32_MAX - 1)
 #define MAX_SCALED_GRANULE ((size_t)256)
+/* Where addresses are few the map of an arena takes 16 MiB of them at the most, as long as larger granules make that so. */
+#define MAP_GRANULES (SIZE_MAX > UINT32_MAX ? MAX_GRANULES : (uint64_t)1 << 20)
+/* Levels that are there from the beginning. */
+#define FIRST_LEVELS 16U
 /* What a thread takes from the shared cursor at once, and a 64th of the capacity at the most. With less, the threads of an
  * arena often find after a reset what another core had written: 64 KiB made two threads 1.3 x as slow as one. */
 #define CHUNK ((size_t)512 << 10)
@@ -124,15 +128,18 @@ static bool lay_out(metadata_layout *layout, bool mapped, bool witness, size_t s
 }
 
 /* The power of two that makes the capacity countable, or 0. */
-static size_t granule_of(size_t alignment, size_t capacity) {
+static size_t granule_of(size_t alignment, size_t capacity, bool mapped) {
     size_t granule = fa_min(alignment, MAX_GRANULE);
     while (capacity / granule > MAX_GRANULES) granule *= 2;
+    while (mapped && capacity / granule > MAP_GRANULES && granule < MAX_SCALED_GRANULE) granule *= 2;
     return granule <= MAX_SCALED_GRANULE ? granule : 0;
 }
 
-static fa_status map_metadata(const fa_os *os, const metadata_layout *layout, void **metadata) {
+static fa_status map_metadata(const fa_os *os, const metadata_layout *layout, bool mapped, void **metadata) {
     if (os->reserve(layout->size, os->page_size(), metadata) != 0) return FA_ERR_NOMEM;
-    if (os->commit(*metadata, layout->size) == 0) return FA_OK;
+    /* The map is committed as it is used, where that does not come by itself. */
+    size_t first = mapped && !os->lazy_commit ? layout->levels + FIRST_LEVELS * sizeof(fa_level) : layout->size;
+    if (fa_commit_items(os, *metadata, 1, 0, first)) return FA_OK;
     (void)os->release(*metadata, layout->size);
     return FA_ERR_NOMEM;
 }
@@ -183,13 +190,18 @@ static void init(fa_arena *arena, const fa_arena_options *options, const metadat
         fa_blocks_init(&arena->blocks, (uint64_t *)(void *)(metadata + layout->entries),
                        (fa_link *)(void *)(metadata + layout->links), (fa_level *)(void *)(metadata + layout->levels),
                        region->capacity, fa_log2(granule), arena->base);
+        arena->granules = arena->blocks.granules;
+        if (!arena->os->lazy_commit) {
+            arena->blocks.granules = 0;
+            arena->blocks.levels = FIRST_LEVELS;
+        }
     } else {
         size_t chunk = fa_max(MIN_CHUNK, fa_min(CHUNK, fa_align_down(region->capacity / 64, MAX_GRANULE)));
         arena->mark = (fa_bump_mark *)(void *)(metadata + layout->marks);
         arena->thread = (fa_thread *)(void *)(metadata + layout->threads);
         arena->bump.limit = region->capacity;
         arena->bump.chunk = chunk;
-        }
+    }
 }
 
 fa_arena *fa_arena_create(const fa_arena_options *options, fa_status *status) {
@@ -226,14 +238,14 @@ fa_arena *fa_arena_create(const fa_arena_options *options, fa_status *status) {
 
     bool mapped = options->kind != FA_SCRATCH || (options->flags & FA_TRACKED) != 0;
     bool witness = options->kind == FA_WITNESS;
-    size_t granule = region.pages != FA_OFF ? region.page : granule_of(options->alignment, region.capacity);
+    size_t granule = region.pages != FA_OFF ? region.page : granule_of(options->alignment, region.capacity, mapped);
     if (region.pages != FA_OFF && region.capacity / granule > MAX_GRANULES) granule = 0;
     metadata_layout layout = {0};
     void *metadata = NULL;
     *status = FA_ERR_NOMEM;
     size_t slots = granule == 0 ? 0 : fa_blocks_slots(region.capacity, fa_log2(granule));
     if (granule != 0 && lay_out(&layout, mapped, witness, slots, os->page_size()))
-        *status = map_metadata(os, &layout, &metadata);
+        *status = map_metadata(os, &layout, mapped, &metadata);
     if (*status != FA_OK) {
         fa_region_destroy(&region);
         return NULL;
@@ -553,7 +565,7 @@ fa_status fa_arena_reset(fa_arena *arena) {
 /* Zeroes every byte that was ever handed out, or none and an error; the lock is held. */
 static fa_status zero_all(fa_arena *arena) {
     size_t used = arena->mapped ? arena->high : fa_max(arena->high, fa_bumped_used(arena, true));
-    used = fa_min(used, arena->region.committed);
+    used = fa_min(used, arena->region.committed); /* a chunk may have been refused its memory */
     fa_status status = arena->guarded ? fa_guarded_wipe(arena) : fa_secret_wipe(arena, 0, used);
     if (status != FA_OK) return status;
     size_t position = 0;

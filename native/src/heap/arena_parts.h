@@ -99,6 +99,7 @@ struct fa_arena {
     void *metadata;
     size_t metadata_size;
     size_t entries_size;     /* mapped: bytes of blocks.entry */
+    uint32_t granules;       /* mapped: in the capacity; the map may not reach so far yet */
     fa_reporter reporter;
     char name[NAME_BYTES];
 };

@@ -18,6 +18,7 @@
 
 #include "mem/base.h"
 #include "mem/cache.h"
+#include "mem/region.h"
 #include "mem/table.h"
 #include "os/os.h"
 
@@ -44,6 +45,8 @@
 /* Cached large blocks may make the process this much larger than its arrays alone have been. */
 #define SPARE_PART 8
 #define SPARE_BYTES ((size_t)16 << 20)
+/* What is committed at once where that does not come by itself. */
+#define COMMIT_BYTES ((size_t)1 << 20)
 /* How often, in parts of the decay, old memory is looked for. */
 #define TRIM_PARTS 8
 
@@ -63,7 +66,7 @@ typedef struct span {
 
 typedef struct range {
     unsigned char *base;
-    size_t bytes;        /* 0: there is none */
+    size_t bytes;        /* that may be used; 0: there are none */
     uint8_t *state;
     uint32_t *next;
     span *spans;
@@ -129,13 +132,13 @@ static bool reserve(range *made, const fa_os *os, size_t bytes, unsigned unit_lo
     size_t next = bytes, meta = next + units * sizeof(uint32_t), state = meta + spans * sizeof(span);
     void *address;
     if (!fa_align_up(state + units, os->page_size(), &size) || os->reserve(size, HUGE_PAGE, &address) != 0) return false;
-    if (os->commit(address, size) != 0) {
+    if (os->lazy_commit && os->commit(address, size) != 0) {
         (void)os->release(address, size);
         return false;
     }
     unsigned char *base = address;
     *made = (range){.base = base,
-                    .bytes = bytes,
+                    .bytes = os->lazy_commit ? bytes : 0,
                     .state = base + state,
                     .next = (uint32_t *)(void *)(base + next),
                     .spans = (span *)(void *)(base + meta),
@@ -146,6 +149,19 @@ static bool reserve(range *made, const fa_os *os, size_t bytes, unsigned unit_lo
     return true;
 }
 
+/* More of the range may be used, where memory is committed as it is used. */
+FA_COLD static bool commit_spans(const fa_os *os, range *in) {
+    size_t step = fa_max(COMMIT_BYTES >> in->span_log2, 1), from = in->fresh, to = fa_min(from + step, in->count);
+    unsigned units_log2 = in->span_log2 - in->unit_log2;
+    if (from == to || !fa_commit_items(os, in->base, (size_t)1 << in->span_log2, from, to) ||
+        !fa_commit_items(os, in->next, sizeof *in->next << units_log2, from, to) ||
+        !fa_commit_items(os, in->state, sizeof *in->state << units_log2, from, to) ||
+        !fa_commit_items(os, in->spans, sizeof *in->spans, from, to))
+        return false;
+    in->bytes = to << in->span_log2;
+    return true;
+}
+
 static span *find_span(fa_array_heap *heap, range *in) {
     uint32_t *list = in->empty != 0 ? &in->empty : &in->trimmed;
     if (*list != 0) {
@@ -153,7 +169,7 @@ static span *find_span(fa_array_heap *heap, range *in) {
         unlink_from(in, list, found);
         return found;
     }
-    if (in->fresh == in->count) return NULL;
+    if ((size_t)in->fresh << in->span_log2 == in->bytes && !commit_spans(heap->os, in)) return NULL;
     /* A process that has filled one huge page takes huge pages from then on. */
     size_t at = (size_t)in->fresh << in->span_log2;
     if (heap->huge_pages && at % HUGE_PAGE == 0 && at > 0)
@@ -165,7 +181,7 @@ static void *take_block(fa_array_heap *heap, uint32_t class) {
     range *in = range_of(heap, class);
     size_t size = class_size(class);
     if (heap->partial[class] == 0) {
-        span *found = in->bytes != 0 ? find_span(heap, in) : NULL;
+        span *found = find_span(heap, in);
         if (found == NULL) return NULL;
         *found = (span){.class = class};
         link_first(in, &heap->partial[class], found);

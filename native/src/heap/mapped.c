@@ -16,6 +16,8 @@
 /* From here on blocks are laid out in whole pages: an eighth is lost at most. */
 #define LARGE ((size_t)32 << 10)
 #define PAGE ((size_t)1 << FA_BLOCKS_PAGE_LOG2)
+/* The map grows by so many at least. */
+#define FIRST_GRANULES 1024U
 
 size_t fa_mapped_block_bytes(const fa_arena *arena, uint32_t index) {
     return (size_t)fa_blocks_granules(&arena->blocks, index) << arena->blocks.shift;
@@ -24,7 +26,36 @@ size_t fa_mapped_block_bytes(const fa_arena *arena, uint32_t index) {
 /* The number of granules for `size`, or 0 if there are not so many. */
 static uint32_t granules_for(const fa_arena *arena, size_t size) {
     size_t granules = size == 0 ? 1 : ((size - 1) >> arena->blocks.shift) + 1;
-    return granules <= arena->blocks.granules ? (uint32_t)granules : 0;
+    return granules <= arena->granules ? (uint32_t)granules : 0;
+}
+
+static bool commit_items(void *os, void *array, size_t item_size, size_t from, size_t to) {
+    return fa_commit_items(os, array, item_size, from, to);
+}
+
+/* Where memory is committed as it is used: makes the map reach further, so that a block for which there was no room may
+ * find it. False if it reaches as far as the capacity. In doublings, as the region. */
+FA_COLD static bool extend_map(fa_arena *arena, size_t size, size_t alignment) {
+    fa_blocks *blocks = &arena->blocks;
+    uint32_t from = blocks->granules;
+    uint64_t wanted = from + (((uint64_t)size + alignment + 2 * PAGE) >> blocks->shift) + FIRST_GRANULES;
+    const uint64_t goals[] = {wanted > 2 * (uint64_t)from ? wanted : 2 * (uint64_t)from, wanted};
+    for (size_t i = 0; i < 2 && from < arena->granules; i++) {
+        uint32_t to = goals[i] < arena->granules ? (uint32_t)goals[i] : arena->granules;
+        if (!fa_blocks_each_part(blocks, from, to, commit_items, (void *)(uintptr_t)arena->os)) continue;
+        blocks->granules = to;
+        return true;
+    }
+    return false;
+}
+
+/* Likewise for marks and scopes. */
+FA_COLD static bool extend_levels(fa_arena *arena) {
+    fa_blocks *blocks = &arena->blocks;
+    uint32_t from = blocks->levels, to = from * 2 < FA_MAX_LEVELS ? from * 2 : FA_MAX_LEVELS;
+    if (from == to || !fa_commit_items(arena->os, blocks->level, sizeof *blocks->level, from, to)) return false;
+    blocks->levels = to;
+    return true;
 }
 
 /* Takes a live block. Large ones in whole pages, so that their places repeat (mem/blocks.c), while there is room for it. */
@@ -33,10 +64,17 @@ static bool take(fa_arena *arena, size_t size, size_t alignment, uint32_t *granu
     size_t whole;
     *granules = 0;
     if (size >= LARGE && fa_align_up(size, PAGE, &whole)) *granules = granules_for(arena, whole);
-    if (*granules != 0 && fa_blocks_take(blocks, *granules, fa_max(alignment, PAGE) >> blocks->shift, size, index))
-        return true;
+    if (*granules != 0) {
+        do {
+            if (fa_blocks_take(blocks, *granules, fa_max(alignment, PAGE) >> blocks->shift, size, index)) return true;
+        } while (extend_map(arena, size, alignment));
+    }
     *granules = granules_for(arena, size);
-    return *granules != 0 && fa_blocks_take(blocks, *granules, fa_max(alignment >> blocks->shift, 1), size, index);
+    if (*granules == 0) return false;
+    do {
+        if (fa_blocks_take(blocks, *granules, fa_max(alignment >> blocks->shift, 1), size, index)) return true;
+    } while (extend_map(arena, size, alignment));
+    return false;
 }
 
 uint64_t fa_mapped_used(const fa_arena *arena) {
@@ -97,11 +135,17 @@ fa_status fa_mapped_free(fa_arena *arena, void *block) {
     return status;
 }
 
+static bool zero_entries(void *entry, void *array, size_t item_size, size_t from, size_t to) {
+    if (array == entry) memset((unsigned char *)array + from * item_size, 0, (to - from) * item_size);
+    return true;
+}
+
 void fa_mapped_reset(fa_arena *arena) {
-    if (!fa_blocks_reset(&arena->blocks)) return;
+    fa_blocks *blocks = &arena->blocks;
+    if (!fa_blocks_reset(blocks)) return;
     /* Once in a hundred thousand resets the epoch comes round: no entry of the last turn may be believed. */
-    if (arena->os->decommit(arena->blocks.entry, arena->entries_size) != 0)
-        memset(arena->blocks.entry, 0, arena->entries_size);
+    if (!arena->os->lazy_commit || arena->os->decommit(blocks->entry, arena->entries_size) != 0)
+        (void)fa_blocks_each_part(blocks, 0, blocks->granules, zero_entries, blocks->entry);
 }
 
 fa_status fa_mapped_size(fa_arena *arena, const void *block, size_t *size) {
@@ -127,7 +171,10 @@ fa_status fa_mapped_resize(fa_arena *arena, void *block, size_t *old_size, size_
         if (status == FA_OK && end > had_end) status = fa_region_use(&arena->region, fa_min(end, arena->region.capacity));
         if (status == FA_OK && arena->kind == FA_WITNESS && new_size < *old_size)
             fa_secure_zero((unsigned char *)block + new_size, had_end - offset - new_size);
-        if (status == FA_OK && !fa_blocks_resize(&arena->blocks, index, granules, new_size)) status = FA_ERR_NOMEM;
+        while (status == FA_OK && !fa_blocks_resize(&arena->blocks, index, granules, new_size)) {
+            bool short_of_map = had_end >> arena->blocks.shift == arena->blocks.cursor && end <= arena->region.capacity;
+            if (!short_of_map || !extend_map(arena, new_size, 0)) status = FA_ERR_NOMEM;
+        }
         if (status == FA_OK) {
             arena->bytes = arena->bytes - *old_size + new_size;
             note_use(arena, end);
@@ -142,6 +189,7 @@ fa_mark fa_mapped_mark(fa_arena *arena, bool scope) {
     fa_level *level = &blocks->level[blocks->depth];
     if (scope || blocks->depth == 0 || level->scope || level->position != blocks->cursor || level->live > 0)
         level = fa_blocks_push(blocks, scope);
+    if (level == NULL && extend_levels(arena)) level = fa_blocks_push(blocks, scope);
     return level == NULL ? (fa_mark){0} : (fa_mark){.position = level->position, .serial = level->serial};
 }
 

@@ -157,7 +157,7 @@ FA_APART static bool bin_take(fa_blocks *blocks, fa_level *level, uint32_t granu
 
 void fa_blocks_init(fa_blocks *blocks, uint64_t *entry, fa_link *link, fa_level *level, size_t capacity,
                     unsigned shift, const void *base) {
-    *blocks = (fa_blocks){.entry = entry, .link = link, .level = level, .shift = shift, .epoch = 1};
+    *blocks = (fa_blocks){.entry = entry, .link = link, .level = level, .levels = FA_MAX_LEVELS, .shift = shift, .epoch = 1};
     blocks->granules = (uint32_t)(capacity >> shift);
     blocks->page_log2 = shift < FA_BLOCKS_PAGE_LOG2 ? FA_BLOCKS_PAGE_LOG2 - shift : 0;
     blocks->pages = (uint32_t)(capacity >> FA_BLOCKS_PAGE_LOG2) + 1;
@@ -280,7 +280,7 @@ bool fa_blocks_resize(fa_blocks *blocks, uint32_t index, uint32_t granules, size
 /* ---- levels ---------------------------------------------------------------------------------------------------- */
 
 fa_level *fa_blocks_push(fa_blocks *blocks, bool scope) {
-    if (blocks->depth + 1 >= FA_MAX_LEVELS) return NULL;
+    if (blocks->depth + 1 >= blocks->levels) return NULL;
     fa_level *level = &blocks->level[++blocks->depth];
     level->serial = ++blocks->serial;
     level->position = blocks->cursor;
@@ -355,6 +355,18 @@ void fa_blocks_each_free(const fa_blocks *blocks, void (*visit)(void *context, u
             for (uint32_t at = bins->first[row][step]; at != 0; at = link_at(blocks, at - 1)->next)
                 visit(context, at - 1, fa_blocks_granules(blocks, at - 1));
     }
+}
+
+bool fa_blocks_each_part(const fa_blocks *blocks, uint32_t from, uint32_t to,
+                         bool (*use)(void *context, void *array, size_t item_size, size_t from, size_t to), void *context) {
+    size_t pages = blocks->pages, first = from >> blocks->page_log2, last = ((size_t)to >> blocks->page_log2) + 1;
+    const size_t begin[] = {first, pages + first, 2 * pages + from};
+    const size_t end[] = {fa_min(last, pages), pages + fa_min(last, pages), 2 * pages + to};
+    for (size_t i = 0; i < 3; i++)
+        if (!use(context, blocks->entry, sizeof *blocks->entry, begin[i], end[i]) ||
+            !use(context, blocks->link, sizeof *blocks->link, begin[i], end[i]))
+            return false;
+    return true;
 }
 
 /* ---- for tests ------------------------------------------------------------------------------------------------- */

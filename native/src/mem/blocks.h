@@ -30,8 +30,9 @@
 #define FA_BIN_ROWS (32U - FA_BIN_STEPS_LOG2 + 1)
 /* Entries of one bin looked at before the next larger class is taken. */
 #define FA_BIN_SCAN 16
-/* Nested marks and scopes, more than a recursion in Python is deep; one costs a kilobyte of address space. */
-#define FA_MAX_LEVELS 4096U
+/* Nested marks and scopes, more than a recursion in Python is deep; one costs a kilobyte of address space, so there are
+ * fewer where that is scarce. */
+#define FA_MAX_LEVELS (SIZE_MAX > UINT32_MAX ? 4096U : 1024U)
 
 /* The unit in which large blocks are laid out. */
 #define FA_BLOCKS_PAGE_LOG2 12
@@ -61,9 +62,10 @@ typedef struct fa_blocks {
     uint64_t *entry;     /* fa_blocks_slots() of them; zero pages where nothing ever was */
     fa_link *link;       /* likewise; meaningful where a block starts */
     fa_level *level;     /* FA_MAX_LEVELS of them; level[0] is the whole */
-    uint32_t granules;   /* capacity */
+    uint32_t granules;   /* how far the entries and links may be used */
     uint32_t cursor;
     uint32_t depth;      /* of the top level */
+    uint32_t levels;     /* how many may be used */
     uint32_t epoch;      /* entries of other epochs are of before a reset */
     unsigned shift;      /* log2 of the granule in bytes: at most 8, or that of a page */
     unsigned page_log2;  /* log2 of the granules in a page */
@@ -77,7 +79,8 @@ typedef struct fa_blocks {
 /* How many entries, and links, there have to be. */
 size_t fa_blocks_slots(size_t capacity, unsigned shift);
 
-/* `entry`, `link` and `level` are zero memory of the sizes below; the base of the region is `base`. */
+/* `entry`, `link` and `level` are zero memory of the sizes below; the base of the region is `base`. Where memory is committed as it
+ * is used the owner then lowers `granules` and `levels` to what is, and raises them later. */
 void fa_blocks_init(fa_blocks *blocks, uint64_t *entry, fa_link *link, fa_level *level, size_t capacity,
                     unsigned shift, const void *base);
 
@@ -106,7 +109,7 @@ bool fa_blocks_resize(fa_blocks *blocks, uint32_t index, uint32_t granules, size
 /* The level in which the granule lies. */
 fa_level *fa_blocks_level_of(fa_blocks *blocks, uint32_t index);
 
-/* Opens a level at the cursor; null if there are FA_MAX_LEVELS. */
+/* Opens a level at the cursor; null if there are `levels` of them. */
 fa_level *fa_blocks_push(fa_blocks *blocks, bool scope);
 
 /* The level of a mark, or null if it is stale. */
@@ -124,6 +127,10 @@ bool fa_blocks_reset(fa_blocks *blocks);
 /* Calls `visit` for every free block; for trim. O(free blocks). */
 void fa_blocks_each_free(const fa_blocks *blocks, void (*visit)(void *context, uint32_t index, uint32_t granules),
                          void *context);
+
+/* Calls `use` for each array's items that granules [from, to) need: the entries and links of a granule stand at its slot. */
+bool fa_blocks_each_part(const fa_blocks *blocks, uint32_t from, uint32_t to,
+                         bool (*use)(void *context, void *array, size_t item_size, size_t from, size_t to), void *context);
 
 bool fa_blocks_is_valid(const fa_blocks *blocks);
 

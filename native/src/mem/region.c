@@ -27,6 +27,12 @@ static fa_status outcome(fa_want want, int error, size_t size, uint64_t *bytes, 
     return error != 0 && want == FA_REQUIRE ? failure : FA_OK;
 }
 
+bool fa_commit_items(const fa_os *os, void *array, size_t item_size, size_t from, size_t to) {
+    size_t page = os->page_size();
+    uintptr_t start = fa_align_down((uintptr_t)array + from * item_size, page), end = (uintptr_t)array + to * item_size;
+    return from == to || os->commit((void *)start, fa_align_down(end + (page - 1), page) - start) == 0;
+}
+
 static fa_status map_reserved_huge(fa_region *region, size_t capacity, size_t huge_size) {
     size_t size;
     void *address;

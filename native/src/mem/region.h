@@ -50,6 +50,9 @@ typedef struct fa_region {
     fa_protection protection;
 } fa_region;
 
+/* Commits items [from, to) of an array in reserved memory. */
+bool fa_commit_items(const fa_os *os, void *array, size_t item_size, size_t from, size_t to);
+
 fa_status fa_region_create(fa_region *region, const fa_os *os, const fa_region_spec *spec);
 void fa_region_destroy(fa_region *region);
 

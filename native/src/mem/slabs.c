@@ -11,8 +11,12 @@
  */
 #include "slabs.h"
 
+#include "region.h"
+
 /* 4 GiB of blocks where addresses are plenty, 16 MiB where they are not; an eighth if that is refused. */
-#define RANGE (sizeof(void *) >= 8 ? (size_t)1 << 32 % (8 * sizeof(size_t)) : (size_t)16 << 20)
+#define RANGE (SIZE_MAX > UINT32_MAX ? (size_t)((uint64_t)4 << 30) : (size_t)16 << 20)
+/* Spans that are committed at once where that does not come by itself. */
+#define COMMIT_SPANS 16U
 #define RANGE_RETRY 8
 /* A heap that has filled one huge page's worth of spans takes huge pages from then on: few faults, and little to lose. */
 #define HUGE_PAGE ((size_t)2 << 20)
@@ -25,12 +29,12 @@ static bool reserve_range(fa_slabs *slabs, const fa_os *os, size_t bytes) {
     void *address;
     if (!fa_align_up(table + spans * sizeof(fa_slab), os->page_size(), &size)) return false;
     if (os->reserve(size, HUGE_PAGE, &address) != 0) return false;
-    if (os->commit(address, size) != 0) {
+    if (os->lazy_commit && os->commit(address, size) != 0) {
         (void)os->release(address, size);
         return false;
     }
     slabs->base = address;
-    slabs->bytes = bytes;
+    slabs->bytes = os->lazy_commit ? bytes : 0;
     slabs->stacks = (uint32_t *)(void *)(slabs->base + stacks);
     slabs->sizes = (uint16_t *)(void *)(slabs->base + sizes);
     slabs->slab = (fa_slab *)(void *)(slabs->base + table);
@@ -61,6 +65,18 @@ static void unlink_from(fa_slabs *slabs, uint32_t *first, fa_slab *slab) {
     slab->next = slab->prev = 0;
 }
 
+/* More of the range may be used. */
+FA_COLD static bool commit_spans(fa_slabs *slabs, const fa_os *os) {
+    size_t from = slabs->fresh, to = fa_min(from + COMMIT_SPANS, slabs->spans);
+    if (from == to || !fa_commit_items(os, slabs->base, FA_SPAN, from, to) ||
+        !fa_commit_items(os, slabs->stacks, FA_SPAN_BLOCKS * sizeof *slabs->stacks, from, to) ||
+        !fa_commit_items(os, slabs->sizes, FA_SPAN_BLOCKS * sizeof *slabs->sizes, from, to) ||
+        !fa_commit_items(os, slabs->slab, sizeof *slabs->slab, from, to))
+        return false;
+    slabs->bytes = to << FA_SPAN_LOG2;
+    return true;
+}
+
 /* A span without a slab: one still resident, else one that was trimmed, else a fresh one. */
 static fa_slab *find_span(fa_slabs *slabs, const fa_os *os) {
     uint32_t *list = slabs->empty != 0 ? &slabs->empty : &slabs->trimmed;
@@ -71,14 +87,14 @@ static fa_slab *find_span(fa_slabs *slabs, const fa_os *os) {
         unlink_from(slabs, list, slab);
         return slab;
     }
-    if (slabs->fresh == slabs->spans) return NULL;
+    if ((size_t)slabs->fresh << FA_SPAN_LOG2 == slabs->bytes && !commit_spans(slabs, os)) return NULL;
     if (slabs->fresh == HUGE_FROM) (void)os->advise_huge(slabs->base + HUGE_PAGE, slabs->bytes - HUGE_PAGE); /* a hint */
     slabs->resident++;
     return &slabs->slab[slabs->fresh++];
 }
 
 FA_COLD fa_slab *fa_slabs_refill(fa_slabs *slabs, const fa_os *os, uint32_t class) {
-    if (slabs->bytes == 0) {
+    if (slabs->reserved == NULL) {
         if (!slabs->failed && !reserve_range(slabs, os, RANGE) && !reserve_range(slabs, os, RANGE / RANGE_RETRY))
             slabs->failed = true;
         if (slabs->failed) return NULL;

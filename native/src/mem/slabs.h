@@ -8,7 +8,8 @@
  *
  * A slab is a pool (mem/pool.h) over one span. From a pointer to its slab is a subtraction and a shift: no header, no
  * hash. Each class of sizes has a list of slabs with room; a slab that becomes empty is given up, and its span serves any class
- * next. Spans stay resident until trimmed, and hold zeros while nobody lives there.
+ * next. Spans stay resident until trimmed, and hold zeros while nobody lives there. Where memory is committed as it is used, the
+ * range grows by a few spans at a time, with all that belongs to them.
  *
  * Invariants: a slab is in the list of its class exactly if it has room; a span without a slab is in `empty`, in `trimmed`, or
  * at or above `fresh`. Thread rule: the owner's lock. Cost: that of the pool and a compare; a new slab every 64 KiB.
@@ -35,7 +36,7 @@ typedef struct fa_slab {
 
 typedef struct fa_slabs {
     unsigned char *base;
-    size_t bytes;                        /* of the range; 0: there is none */
+    size_t bytes;                        /* of the range that may be used; 0: there is none */
     fa_slab *slab;
     uint16_t *sizes;                     /* FA_SPAN_BLOCKS for each span; zero where no block is live */
     uint32_t *stacks;                    /* likewise; any class may find what another left there */

@@ -47,7 +47,8 @@ typedef struct fa_os {
      * reserved. */
     int (*release)(void *address, size_t size);
 
-    /* Makes reserved memory readable and writable. It is zero the first time, and after a decommit. */
+    /* Makes reserved memory readable and writable. It is zero the first time, and after a decommit. What is committed already
+     * stays as it is. */
     int (*commit)(void *address, size_t size);
 
     /* Gives the pages back but keeps the addresses readable and writable; they are zero when touched again. A failure
