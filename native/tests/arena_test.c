@@ -933,6 +933,7 @@ TEST(a_reset_releases_everything) {
 }
 
 TEST(pages_stay_resident_across_a_reset) {
+    SKIP_IF(!can(try_resident), NO_RESIDENCY);
     FOR_EACH_KIND(kind) {
         fa_arena *arena = new_arena(kind, 4 * MIB);
         memset(fa_arena_alloc(arena, 2 * MIB, 0), 1, 2 * MIB);
@@ -1044,6 +1045,7 @@ TEST(alloc_zeroed_after_a_wipe_is_zero_without_being_touched) {
 }
 
 TEST(trim_gives_the_pages_of_free_memory_back) {
+    SKIP_IF(!can(try_decommit), NO_DECOMMIT);
     FOR_EACH_KIND(kind) {
         fa_arena_options options = arena_options(kind, 16 * MIB);
         options.lock = FA_OFF;
@@ -1068,6 +1070,7 @@ TEST(trim_gives_the_pages_of_free_memory_back) {
 }
 
 TEST(trim_gives_holes_back_too) {
+    SKIP_IF(!can(try_decommit), NO_DECOMMIT);
     FOR_EACH_REUSING_KIND(kind) {
         fa_arena_options options = arena_options(kind, 16 * MIB);
         options.lock = FA_OFF;

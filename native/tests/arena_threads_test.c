@@ -43,6 +43,7 @@ typedef struct worker {
 
 /* Runs `work` on all threads and returns the sum of their errors. */
 static uint64_t run_team(fa_arena *arena, fa_arena_kind kind, void *(*work)(void *)) {
+    SKIP_IF(!HAS_THREADS, NO_THREADS);
     team all = {.arena = arena, .kind = kind, .gate = {.members = THREADS}};
     pthread_mutex_init(&all.gate.lock, NULL);
     pthread_cond_init(&all.gate.opened, NULL);
@@ -272,6 +273,7 @@ static void *allocate_once(void *argument) {
 }
 
 TEST(threads_and_arenas_come_and_go) {
+    SKIP_IF(!HAS_THREADS, NO_THREADS);
     for (size_t round = 0; round < 200; round++) {
         fa_arena *arenas[4];
         for (size_t i = 0; i < 4; i++) arenas[i] = new_arena(FA_SCRATCH, MIB);

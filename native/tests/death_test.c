@@ -2,9 +2,13 @@
  * death_test.c - what happens when a corrupt program has no handler: one line, exactly worded, and SIGABRT
  */
 #include <ctype.h>
+#include <inttypes.h>
 
 #include "child.h"
 #include "support.h"
+
+/* As the messages print it, which is not how every C library prints a pointer. */
+static void say_address(const void *pointer) { fprintf(stderr, "0x%" PRIxPTR "\n", (uintptr_t)pointer); }
 
 static int arena_double_free(void *unused) {
     (void)unused;
@@ -12,7 +16,7 @@ static int arena_double_free(void *unused) {
     options.name = "vectors";
     fa_arena *arena = arena_with(&options);
     void *block = fa_arena_alloc(arena, 100, 0), *above = fa_arena_alloc(arena, 100, 0);
-    fprintf(stderr, "%p\n", block);
+    say_address(block);
     fa_arena_free(arena, block, 100);
     fa_arena_free(arena, block, 100);
     return above != NULL ? 0 : 1;
@@ -24,7 +28,7 @@ static int arena_interior_free(void *unused) {
     options.name = "keys";
     fa_arena *arena = arena_with(&options);
     unsigned char *block = fa_arena_alloc(arena, 1000, 0);
-    fprintf(stderr, "%p\n", (void *)(block + 64));
+    say_address(block + 64);
     fa_arena_free(arena, block + 64, 100);
     return 0;
 }
@@ -36,7 +40,7 @@ static int arena_foreign_free(void *unused) {
     fa_arena *arena = arena_with(&options);
     int local = 0;
     void *volatile foreign = &local; /* or link-time optimisation sees the misuse and warns */
-    fprintf(stderr, "%p\n", foreign);
+    say_address(foreign);
     fa_arena_free(arena, foreign, sizeof local);
     return 0;
 }
@@ -48,7 +52,7 @@ static int arena_foreign_realloc(void *unused) {
     fa_arena *arena = arena_with(&options);
     int local = 0;
     void *volatile foreign = &local; /* or link-time optimisation sees the misuse and warns */
-    fprintf(stderr, "%p\n", foreign);
+    say_address(foreign);
     (void)fa_arena_realloc(arena, foreign, sizeof local, 100, 0);
     return 0;
 }
@@ -57,7 +61,7 @@ static int manager_double_free(void *unused) {
     (void)unused;
     fa_manager *manager = manager_with(NULL);
     void *block = fa_malloc(manager, 32);
-    fprintf(stderr, "%p\n", block);
+    say_address(block);
     fa_free(manager, block);
     fa_free(manager, block);
     return 0;
@@ -67,7 +71,7 @@ static int manager_interior_free(void *unused) {
     (void)unused;
     fa_manager *manager = manager_with(NULL);
     unsigned char *block = fa_malloc(manager, 100);
-    fprintf(stderr, "%p\n", (void *)(block + 16));
+    say_address(block + 16);
     fa_free(manager, block + 16);
     return 0;
 }
@@ -77,7 +81,7 @@ static int manager_foreign_free(void *unused) {
     fa_manager *manager = manager_with(NULL);
     int local = 0;
     void *volatile foreign = &local; /* or link-time optimisation sees the misuse and warns */
-    fprintf(stderr, "%p\n", foreign);
+    say_address(foreign);
     fa_free(manager, foreign);
     return 0;
 }
@@ -87,7 +91,7 @@ static int manager_foreign_realloc(void *unused) {
     fa_manager *manager = manager_with(NULL);
     int local = 0;
     void *volatile foreign = &local; /* or link-time optimisation sees the misuse and warns */
-    fprintf(stderr, "%p\n", foreign);
+    say_address(foreign);
     (void)fa_realloc(manager, foreign, 100);
     return 0;
 }

@@ -377,7 +377,7 @@ TEST(large_blocks_grow_by_moving_pages) {
         CHECK(block != NULL && is_filled(block, MIB, 1));
         block[size - 1] = 7;
     }
-    CHECK(manager_stats(manager).moved >= 1);
+    CHECK(manager_stats(manager).moved >= 1 || !can(try_remap));
     for (size_t size = 32 * MIB; size >= MIB; size /= 2) {
         block = fa_realloc(manager, block, size);
         CHECK(block != NULL && is_filled(block, MIB, 1));
@@ -609,9 +609,9 @@ TEST(trim_empties_the_cache_but_for_what_to_keep) {
     for (size_t i = 0; i < 10; i++) blocks[i] = fa_malloc(manager, MIB);
     for (size_t i = 0; i < 10; i++) fa_free(manager, blocks[i]);
     CHECK(manager_stats(manager).cached >= 10 * MIB);
-    CHECK(fa_manager_trim(manager, 5 * MIB + 1) == FA_OK);
+    CHECK(trim_is_fine(fa_manager_trim(manager, 5 * MIB + 1)));
     CHECK(manager_stats(manager).cached <= 5 * MIB + 1 && manager_stats(manager).cached >= 4 * MIB);
-    CHECK(fa_manager_trim(manager, 0) == FA_OK);
+    CHECK(trim_is_fine(fa_manager_trim(manager, 0)));
     CHECK(manager_stats(manager).cached == 0);
     CHECK(fa_manager_is_valid(manager));
     fa_manager_destroy(manager);
@@ -767,6 +767,7 @@ static void *churn(void *argument) {
 }
 
 TEST(a_locked_manager_serves_many_threads) {
+    SKIP_IF(!HAS_THREADS, NO_THREADS);
     fa_manager_options options = manager_options();
     options.flags = FA_LOCKED;
     options.pool_blocks = 200;

@@ -1,20 +1,23 @@
 /*
  * protection_test.c - what a witness arena does besides allocating, seen from outside: by a fault, a fork, a limit
  *
- * Everything here forks, so it needs POSIX. A protection that this machine does not have is skipped by name, never
- * taken for granted.
+ * A protection that this machine does not have is skipped by name, never taken for granted, and so is a test of fork, of
+ * limits or of privileges where there are none.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+
+#include "child.h"
+#if HAS_FORK
 #include <grp.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-
-#include "child.h"
+#endif
 #include "heap/arena.h"
 #include "heap/manager.h"
+#include "os/os.h"
 #include "support.h"
 
 /* ---- zero when handed out, wiped when released -------------------------------------------------------------------- */
@@ -104,6 +107,7 @@ TEST(a_witness_block_that_shrinks_or_moves_leaves_zeros_behind) {
 /* ---- guard pages ------------------------------------------------------------------------------------------------- */
 
 static fa_arena *guarded_arena(fa_arena_kind kind) {
+    SKIP_IF(!fa_os_platform()->traps, "there are no guard pages here");
     fa_arena_options options = arena_options(kind, 64 * KIB);
     options.guard_pages = FA_REQUIRE;
     options.on_full = FA_FULL_FAIL;
@@ -174,6 +178,7 @@ TEST(a_forked_child_sees_zeros_and_the_parent_its_secret) {
 }
 
 TEST(other_arenas_are_inherited_by_a_child) {
+    SKIP_IF(!HAS_FORK, NO_FORK);
     fa_arena *arena = new_arena(FA_POLYNOMIAL, MIB);
     seen_block seen = {arena, fa_arena_alloc(arena, 10000, 0), 10000};
     fill(seen.block, seen.size, 1);
@@ -194,6 +199,7 @@ static int go_on(void *argument) {
 }
 
 TEST(an_arena_goes_on_in_a_forked_child) {
+    SKIP_IF(!HAS_FORK, NO_FORK);
     FOR_EACH_KIND(kind) {
         fa_arena *arena = new_arena(kind, MIB);
         seen_block seen = {arena, fa_arena_alloc(arena, 10000, 0), 10000};
@@ -207,6 +213,7 @@ TEST(an_arena_goes_on_in_a_forked_child) {
 }
 
 TEST(the_fork_hooks_hold_an_arena_still) {
+#if HAS_FORK
     FOR_EACH_KIND(kind) {
         fa_arena_options options = arena_options(kind, MIB);
         options.flags = FA_TRACKED;
@@ -225,9 +232,13 @@ TEST(the_fork_hooks_hold_an_arena_still) {
         CHECK(fa_arena_is_valid(arena));
         fa_arena_destroy(arena);
     }
+#else
+    SKIP(NO_FORK);
+#endif
 }
 
 TEST(the_fork_hooks_hold_a_manager_still) {
+#if HAS_FORK
     fa_manager_options options;
     fa_manager_options_init(&options);
     options.flags = FA_LOCKED;
@@ -247,13 +258,16 @@ TEST(the_fork_hooks_hold_a_manager_still) {
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
     fa_free(manager, block);
     fa_manager_destroy(manager);
+#else
+    SKIP(NO_FORK);
+#endif
 }
 
 /* ---- locks ------------------------------------------------------------------------------------------------------- */
 
 /* The sanitizers replace mlock by nothing at all. */
 static bool mlock_is_real(void) {
-    return mlock((void *)(uintptr_t)4096, 4096) != 0; /* nothing is mapped there */
+    return fa_os_platform()->lock((void *)(uintptr_t)4096, 4096) != 0; /* nothing is mapped there */
 }
 
 TEST(a_witness_arena_says_what_it_locked) {
@@ -275,6 +289,8 @@ TEST(an_unlocked_arena_locks_nothing) {
     CHECK(arena_protection(arena).locked == 0 && arena_protection(arena).lock_wanted == 0);
     fa_arena_destroy(arena);
 }
+
+#if HAS_FORK
 
 /* Becomes somebody without privileges who may lock 64 KiB. */
 static void give_up_privileges(void) {
@@ -340,7 +356,15 @@ static int lock_require_without_any_limit_left(void *unused) {
     return 0;
 }
 
+#else
+
+static int (*const lock_try_beyond_the_limit)(void *), (*const lock_require_beyond_the_limit)(void *);
+static int (*const lock_require_without_any_limit_left)(void *), (*const create_beyond_the_address_space)(void *);
+
+#endif
+
 static void passes_in_child(int (*run)(void *)) {
+    SKIP_IF(!HAS_FORK, NO_FORK);
     const child_end end = run_in_child(run, NULL);
     if (end.exit_status != 0) printf("# exit %d, signal %d: %s\n", end.exit_status, end.signal, end.errors);
     CHECK(end.exit_status == 0);
@@ -444,13 +468,14 @@ TEST(reserved_huge_pages_are_had_or_fall_back_visibly) {
             }
             fill(block, MIB, 1);
             CHECK(is_filled(block, MIB, 1) && fa_arena_is_valid(arena));
-            CHECK(fa_arena_reset(arena) == FA_OK && fa_arena_trim(arena, 0) == FA_OK);
+            CHECK(fa_arena_reset(arena) == FA_OK && trim_is_fine(fa_arena_trim(arena, 0)));
             CHECK(is_zero(fa_arena_alloc_zeroed(arena, MIB, 0), MIB));
             fa_arena_destroy(arena);
         }
     }
 }
 
+#if HAS_FORK
 static int create_beyond_the_address_space(void *unused) {
     (void)unused;
     const struct rlimit limit = {256 * MIB, 256 * MIB};
@@ -476,6 +501,8 @@ static int create_beyond_the_address_space(void *unused) {
     fa_manager_destroy(manager);
     return 0;
 }
+
+#endif
 
 TEST(an_address_space_limit_is_met_with_an_error) {
     SKIP_IF(UNDER_SANITIZER, "a sanitizer needs the whole address space");

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "fastalloc.h"
+#include "os/os.h"
 #include "tap.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -23,6 +24,14 @@
 #define UNDER_SANITIZER (UNDER_ASAN || UNDER_TSAN)
 /* make test-valgrind sets this: everything takes thirty times as long. */
 #define UNDER_VALGRIND (getenv("FASTALLOC_TEST_WRAPPER") != NULL)
+/* tests/cross.py sets it to this: slow, too, and the system is not quite what the emulator says. */
+#define UNDER_EMULATOR (UNDER_VALGRIND && strcmp(getenv("FASTALLOC_TEST_WRAPPER"), "qemu") == 0)
+#if defined(__wasm__)
+#define HAS_THREADS false
+#else
+#define HAS_THREADS true
+#endif
+#define NO_THREADS "there are no threads here"
 
 #define UNUSED __attribute__((unused))
 #define KIB ((size_t)1 << 10)
@@ -110,6 +119,32 @@ UNUSED static void note_corruption(void *context, const char *message) {
 
 /* What every message to a handler must be: one line, not empty, without its newline. */
 UNUSED static bool is_one_line(const char *text) { return text[0] != '\0' && strchr(text, '\n') == NULL; }
+
+/* ---- what this platform can do, asked of itself ------------------------------------------------------------------- */
+
+/* Tries `call` on a page of its own. */
+UNUSED static bool can(int (*call)(const fa_os *os, void *page, size_t size)) {
+    const fa_os *os = fa_os_platform();
+    const size_t size = os->page_size();
+    void *page = NULL;
+    CHECK(os->reserve(size, size, &page) == 0 && os->commit(page, size) == 0);
+    const bool done = call(os, page, size) == 0;
+    CHECK(os->release(page, size) == 0);
+    return done;
+}
+UNUSED static int try_decommit(const fa_os *os, void *page, size_t size) { return os->decommit(page, size); }
+UNUSED static int try_resident(const fa_os *os, void *page, size_t size) {
+    uint64_t bytes;
+    return os->resident(page, size, &bytes);
+}
+UNUSED static int try_remap(const fa_os *os, void *page, size_t size) { return os->remap(page, size, size, &page); }
+
+/* What a trim should return that had something to give back, or not. */
+UNUSED static bool trim_is_fine(fa_status status) {
+    return status == FA_OK || (status == FA_ERR_UNSUPPORTED && !can(try_decommit));
+}
+#define NO_RESIDENCY "residency is not known here"
+#define NO_DECOMMIT "memory cannot be given back here"
 
 /* ---- short cuts --------------------------------------------------------------------------------------------------- */
 
