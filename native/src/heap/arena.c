@@ -139,7 +139,7 @@ static fa_status map_metadata(const fa_os *os, const metadata_layout *layout, bo
     if (os->reserve(layout->size, os->page_size(), metadata) != 0) return FA_ERR_NOMEM;
     /* The map is committed as it is used, where that does not come by itself. */
     size_t first = mapped && !os->lazy_commit ? layout->levels + FIRST_LEVELS * sizeof(fa_level) : layout->size;
-    if (fa_commit_items(os, *metadata, 1, 0, first)) return FA_OK;
+    if (fa_commit_items(os, *metadata, 1, 0, first) && fa_commit_items(os, *metadata, 1, layout->alive, layout->size)) return FA_OK;
     (void)os->release(*metadata, layout->size);
     return FA_ERR_NOMEM;
 }

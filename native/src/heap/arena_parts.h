@@ -179,6 +179,10 @@ void fa_bumped_counts(const fa_arena *arena, uint64_t *live, uint64_t *bytes, ui
 fa_status fa_mapped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t *offset, size_t *dirty);
 fa_status fa_mapped_free(fa_arena *arena, void *block);
 
+/* Where memory is committed as it is used: makes the map reach further, so that a block for which there was no room may
+ * find it; the lock is held. False if it reaches as far as the capacity. In doublings, as the region. */
+bool fa_mapped_extend(fa_arena *arena, size_t size, size_t alignment);
+
 /* In place, or FA_ERR_NOMEM if it must move. *old_size becomes what is known of the block. */
 fa_status fa_mapped_resize(fa_arena *arena, void *block, size_t *old_size, size_t new_size);
 

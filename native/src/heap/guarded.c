@@ -155,7 +155,8 @@ static fa_status take(fa_arena *arena, uint32_t granules, placed *block) {
     fa_status status = fa_secret_ready(arena);
     if (status != FA_OK) return status;
     if (arena->ragged && !mend(arena)) return FA_ERR_NOMEM;
-    if (!fa_blocks_take(&arena->blocks, granules, 1, bytes, &block->index)) return FA_ERR_NOMEM;
+    while (!fa_blocks_take(&arena->blocks, granules, 1, bytes, &block->index))
+        if (!fa_mapped_extend(arena, bytes, 1)) return FA_ERR_NOMEM;
     block->start = (size_t)block->index << shift;
     block->guard = block->start + bytes - arena->region.page;
     status = fa_region_use(&arena->region, block->start + bytes);
@@ -172,7 +173,7 @@ fa_status fa_guarded_alloc(fa_arena *arena, size_t size, size_t alignment, size_
     if (alignment > page) return FA_ERR_INVALID;
     if (!fa_align_up(fa_max(size, 1), alignment, &rounded) || rounded > arena->region.capacity) return FA_ERR_NOMEM;
     uint64_t granules = ((uint64_t)rounded + CANARY - 1) / page + 2;
-    if (granules > arena->blocks.granules) return FA_ERR_NOMEM;
+    if (granules > arena->granules) return FA_ERR_NOMEM;
     placed block = {.size = size, .rest = rounded - size};
     lock(arena);
     fa_status status = take(arena, (uint32_t)granules, &block);

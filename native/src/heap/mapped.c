@@ -33,9 +33,7 @@ static bool commit_items(void *os, void *array, size_t item_size, size_t from, s
     return fa_commit_items(os, array, item_size, from, to);
 }
 
-/* Where memory is committed as it is used: makes the map reach further, so that a block for which there was no room may
- * find it. False if it reaches as far as the capacity. In doublings, as the region. */
-FA_COLD static bool extend_map(fa_arena *arena, size_t size, size_t alignment) {
+FA_COLD bool fa_mapped_extend(fa_arena *arena, size_t size, size_t alignment) {
     fa_blocks *blocks = &arena->blocks;
     uint32_t from = blocks->granules;
     uint64_t wanted = from + (((uint64_t)size + alignment + 2 * PAGE) >> blocks->shift) + FIRST_GRANULES;
@@ -67,13 +65,13 @@ static bool take(fa_arena *arena, size_t size, size_t alignment, uint32_t *granu
     if (*granules != 0) {
         do {
             if (fa_blocks_take(blocks, *granules, fa_max(alignment, PAGE) >> blocks->shift, size, index)) return true;
-        } while (extend_map(arena, size, alignment));
+        } while (fa_mapped_extend(arena, size, alignment));
     }
     *granules = granules_for(arena, size);
     if (*granules == 0) return false;
     do {
         if (fa_blocks_take(blocks, *granules, fa_max(alignment >> blocks->shift, 1), size, index)) return true;
-    } while (extend_map(arena, size, alignment));
+    } while (fa_mapped_extend(arena, size, alignment));
     return false;
 }
 
@@ -173,7 +171,7 @@ fa_status fa_mapped_resize(fa_arena *arena, void *block, size_t *old_size, size_
             fa_secure_zero((unsigned char *)block + new_size, had_end - offset - new_size);
         while (status == FA_OK && !fa_blocks_resize(&arena->blocks, index, granules, new_size)) {
             bool short_of_map = had_end >> arena->blocks.shift == arena->blocks.cursor && end <= arena->region.capacity;
-            if (!short_of_map || !extend_map(arena, new_size, 0)) status = FA_ERR_NOMEM;
+            if (!short_of_map || !fa_mapped_extend(arena, new_size, 0)) status = FA_ERR_NOMEM;
         }
         if (status == FA_OK) {
             arena->bytes = arena->bytes - *old_size + new_size;

@@ -158,6 +158,21 @@ static int macos_random(void *bytes, size_t size) {
     return error;
 }
 
+static int macos_make_exit_key(void (*ending)(void *), unsigned *key) {
+    pthread_key_t made;
+    int error = pthread_key_create(&made, ending);
+    if (error == 0) *key = (unsigned)made;
+    return error;
+}
+
+static int macos_set_exit_value(unsigned key, void *value) { return pthread_setspecific((pthread_key_t)key, value); }
+
+/* No call makes the other threads execute a barrier. */
+static int macos_fence_threads(bool prepare) {
+    (void)prepare;
+    return FA_OS_UNSUPPORTED;
+}
+
 static uint64_t macos_milliseconds(void) { return clock_gettime_nsec_np(CLOCK_MONOTONIC_RAW_APPROX) / 1000000; }
 
 static void macos_yield(void) { (void)sched_yield(); }
@@ -205,6 +220,9 @@ static const fa_os macos_os = {
     .resident = macos_resident,
     .at_fork = macos_at_fork,
     .random = macos_random,
+    .make_exit_key = macos_make_exit_key,
+    .set_exit_value = macos_set_exit_value,
+    .fence_threads = macos_fence_threads,
     .milliseconds = macos_milliseconds,
     .yield = macos_yield,
     .heap_alloc = macos_heap_alloc,

@@ -180,6 +180,23 @@ static int wasm_random(void *bytes, size_t size) {
     return error;
 }
 
+/* The one thread ends with the program. */
+static int wasm_make_exit_key(void (*ending)(void *), unsigned *key) {
+    (void)ending;
+    *key = 0;
+    return 0;
+}
+
+static int wasm_set_exit_value(unsigned key, void *value) {
+    (void)key, (void)value;
+    return 0;
+}
+
+static int wasm_fence_threads(bool prepare) {
+    (void)prepare;
+    return 0; /* there are no others */
+}
+
 static uint64_t wasm_milliseconds(void) {
     struct timespec now;
     if (clock_gettime(CLOCK_MONOTONIC, &now) != 0) return 0;
@@ -229,6 +246,9 @@ static const fa_os wasm_os = {
     .resident = wasm_resident,
     .at_fork = wasm_at_fork,
     .random = wasm_random,
+    .make_exit_key = wasm_make_exit_key,
+    .set_exit_value = wasm_set_exit_value,
+    .fence_threads = wasm_fence_threads,
     .milliseconds = wasm_milliseconds,
     .yield = wasm_yield,
     .heap_alloc = wasm_heap_alloc,

@@ -4,7 +4,7 @@
  *     reserve   VirtualAlloc(MEM_RESERVE), again at an aligned address    commit    VirtualAlloc(MEM_COMMIT): charged at once
  *     decommit  zeros, MEM_RESET, out of the working set                 remap     unsupported: the caller copies
  *     lock      VirtualLock, raising the working set's minimum           protect   VirtualProtect
- *     random    RtlGenRandom                                             map_huge  VirtualAlloc(MEM_LARGE_PAGES)
+ *     random    RtlGenRandom      fence_threads  FlushProcessWriteBuffers  map_huge  VirtualAlloc(MEM_LARGE_PAGES)
  *     no_dump, wipe_on_fork, advise_huge, secret memory: unsupported; there is no fork
  *
  * What differs from the other platforms. A commit is charged against memory and page file whether it is touched or not, so
@@ -199,6 +199,21 @@ static int windows_random(void *bytes, size_t size) {
     return 0;
 }
 
+/* Fibers' keys: their function is run when a thread ends, too. */
+static int windows_make_exit_key(void (*ending)(void *), unsigned *key) {
+    DWORD made = FlsAlloc((PFLS_CALLBACK_FUNCTION)(void (*)(void))ending);
+    if (made == FLS_OUT_OF_INDEXES) return ENOMEM;
+    *key = made;
+    return 0;
+}
+
+static int windows_set_exit_value(unsigned key, void *value) { return result_of(FlsSetValue(key, value)); }
+
+static int windows_fence_threads(bool prepare) {
+    if (!prepare) FlushProcessWriteBuffers();
+    return 0;
+}
+
 static uint64_t windows_milliseconds(void) { return GetTickCount64(); }
 
 static void windows_yield(void) { (void)SwitchToThread(); }
@@ -242,6 +257,9 @@ static const fa_os windows_os = {
     .resident = windows_resident,
     .at_fork = windows_at_fork,
     .random = windows_random,
+    .make_exit_key = windows_make_exit_key,
+    .set_exit_value = windows_set_exit_value,
+    .fence_threads = windows_fence_threads,
     .milliseconds = windows_milliseconds,
     .yield = windows_yield,
     .heap_alloc = windows_heap_alloc,
