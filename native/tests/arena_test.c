@@ -273,6 +273,22 @@ TEST(blocks_keep_their_bytes_and_do_not_overlap) {
     }
 }
 
+TEST(blocks_may_be_larger_than_32_bits_can_say) {
+    SKIP_IF(sizeof(size_t) < 8, "no size is larger");
+    SKIP_IF(UNDER_SANITIZER || UNDER_EMULATOR, "gigabytes of addresses");
+    const size_t huge = (size_t)5 * 1024 * MIB;
+    fa_arena *arena = new_arena(FA_POLYNOMIAL, 3 * huge);
+    unsigned char *low = fa_arena_alloc(arena, huge + 5, 0), *high = fa_arena_alloc(arena, huge, 0);
+    CHECK(low != NULL && high != NULL && (size_t)(high - low) >= huge);
+    low[huge] = 1;
+    high[huge - 1] = 2;
+    CHECK(arena_stats(arena).requested == 2 * (uint64_t)huge + 5 && fa_arena_usable_size(arena, low) >= huge + 5);
+    CHECK(fa_arena_alloc(arena, huge, 0) == NULL);
+    fa_arena_free(arena, low, huge + 5);
+    CHECK(fa_arena_alloc(arena, huge / 2, 0) == low && fa_arena_is_valid(arena));
+    fa_arena_destroy(arena);
+}
+
 TEST(a_full_arena_fails_and_goes_on) {
     FOR_EACH_KIND(kind) {
         fa_arena *arena = new_arena(kind, FOURTH_OF_A_MIB);

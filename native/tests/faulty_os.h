@@ -38,6 +38,7 @@ static struct {
     int count[CALLS];
     size_t largest;    /* reservations above it are refused; 0: none is */
     uint64_t now;      /* milliseconds */
+    size_t committed;  /* bytes that were committed */
     ptrdiff_t mapped;  /* bytes reserved and not released */
     ptrdiff_t blocks;  /* of the C heap */
     size_t ranges;
@@ -110,7 +111,11 @@ static int f_remap(void *address, size_t old_size, size_t new_size, void **moved
     }
     return error;
 }
-static int f_commit(void *address, size_t size) { return fails(COMMIT) ? ENOMEM : real->commit(address, size); }
+static int f_commit(void *address, size_t size) {
+    if (fails(COMMIT)) return ENOMEM;
+    fault.committed += size;
+    return real->commit(address, size);
+}
 static int f_decommit(void *address, size_t size) { return fails(DECOMMIT) ? EINVAL : real->decommit(address, size); }
 static int f_lock(void *address, size_t size) { return fails(LOCK) ? ENOMEM : real->lock(address, size); }
 static int f_unlock(void *address, size_t size) { return fails(UNLOCK) ? ENOMEM : real->unlock(address, size); }

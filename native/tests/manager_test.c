@@ -710,6 +710,14 @@ TEST(free_accepts_null) {
     fa_manager_destroy(manager);
 }
 
+TEST(json_has_counters_of_64_bits) {
+    fa_manager_stats stats = {.requested = UINT64_C(5000000000), .allocated = UINT64_MAX};
+    char text[2000];
+    CHECK(fa_manager_stats_json(&stats, text, sizeof text) < sizeof text);
+    CHECK(strstr(text, "\"requested\": 5000000000,") != NULL);
+    CHECK(strstr(text, "\"allocated\": 18446744073709551615,") != NULL);
+}
+
 /* ---- threads ----------------------------------------------------------------------------------------------------- */
 
 #define THREADS 8

@@ -97,7 +97,7 @@ static uint64_t locked_in_fact(void) {
     unsigned long long kib = 0;
     char line[256];
     FILE *status = fopen("/proc/self/status", "r");
-    if (status == NULL || UNDER_SANITIZER) return UINT64_MAX;
+    if (status == NULL || UNDER_SANITIZER || strcmp(real->name, "linux") != 0) return UINT64_MAX;
     while (fgets(line, sizeof line, status) != NULL && sscanf(line, "VmLck: %llu", &kib) != 1) {}
     fclose(status);
     return kib * 1024;
@@ -116,6 +116,7 @@ static void check_secret_protection(const fa_arena *arena, const fa_arena_option
 }
 
 static void use_secrets(const fa_os *os, fa_guard guard, fa_want secret_memory, fa_want want) {
+    SKIP_IF(!real->traps || !can_have(want), "a protection that is required does not exist here");
     fa_arena_options options = arena_options(FA_WITNESS, 512 * KIB);
     options.os = os;
     options.guard = guard;
@@ -239,6 +240,7 @@ static void scopes_scenario(const fa_os *os) {
 }
 
 TEST(scopes_survive_every_fault) { run_with_every_fault(scopes_scenario, true); }
+TEST(scopes_survive_every_fault_where_commits_cost) { run_with_every_fault(scopes_scenario, false); }
 
 /* The hot path takes from a chunk without asking whether it is usable: so a chunk that could not be made so must not stay. */
 TEST(what_could_not_be_committed_is_never_handed_out) {
@@ -402,6 +404,116 @@ TEST(a_realloc_to_the_same_size_never_fails) {
 }
 
 /* ---- how often the system is asked: rows that speed could lose silently --------------------------------------------- */
+
+/* ---- what is asked of the system, and what it is told ---------------------------------------------------------------- */
+
+static fa_os counting_os(bool lazy_commit) {
+    no_fault();
+    return faulty_os(lazy_commit);
+}
+
+/* Bytes that the system refused to take back are not zero. */
+TEST(a_trim_that_fails_forgets_nothing) {
+    FOR_EACH_KIND(kind) {
+        const fa_os os = counting_os(true);
+        fa_arena_options options = arena_options(kind, MIB);
+        options.os = &os;
+        options.lock = FA_OFF;
+        fa_arena *arena = arena_with(&options);
+        memset(fa_arena_alloc(arena, 500000, 0), 0xFF, 500000);
+        CHECK(fa_arena_reset(arena) == FA_OK);
+        fault.kind = DECOMMIT;
+        fault.after = fault.count[DECOMMIT];
+        fault.for_ever = true;
+        CHECK(fa_arena_trim(arena, 0) == FA_ERR_UNSUPPORTED && fault.failed);
+        CHECK(is_zero(fa_arena_alloc_zeroed(arena, 400000, 0), 400000));
+        fa_arena_destroy(arena);
+    }
+}
+
+/* Where memory is charged when it is committed, only what is used is: of blocks, of their map, of levels, of slabs. */
+TEST(memory_is_committed_as_it_is_used) {
+    const size_t large = sizeof(void *) >= 8 ? 1024 * MIB : 256 * MIB;
+    FOR_EACH_KIND(kind) {
+        const fa_os os = counting_os(false);
+        fa_arena_options options = arena_options(kind, large);
+        options.os = &os;
+        options.lock = FA_OFF;
+        fa_arena *arena = arena_with(&options);
+        CHECK(fault.committed <= MIB);
+        for (size_t i = 0; i < 100; i++) fill(fa_arena_alloc(arena, 10000, 0), 10000, i);
+        CHECK(fault.committed <= 8 * MIB && fa_arena_is_valid(arena));
+        fill(fa_arena_alloc(arena, 20 * MIB, 0), 20 * MIB, 1);
+        CHECK(fault.committed <= 80 * MIB && fa_arena_is_valid(arena));
+        for (size_t i = 0; i < 200; i++) { /* a level each */
+            CHECK(fa_arena_mark(arena).serial != 0);
+            fill(fa_arena_alloc(arena, 100, 0), 100, i);
+        }
+        CHECK(fault.committed <= 81 * MIB && fa_arena_is_valid(arena));
+        fa_arena_destroy(arena);
+    }
+    const fa_os os = counting_os(false);
+    fa_manager_options options;
+    fa_manager_options_init(&options);
+    options.os = &os;
+    options.pool_blocks = 100;
+    fa_manager *manager = manager_with(&options);
+    void *last = NULL;
+    for (size_t i = 0; i < 3000; i++) last = fa_malloc(manager, 1000);
+    CHECK(fault.committed <= 8 * MIB && fa_manager_is_valid(manager));
+    CHECK(fa_owns(manager, last) && !fa_owns(manager, (unsigned char *)last + 8 * MIB)); /* beyond what there is */
+    fa_manager_destroy(manager);
+}
+
+/* No more address space than a process with few of them can spare. */
+TEST(reservations_are_scaled_to_the_pointer) {
+    SKIP_IF(sizeof(void *) >= 8, "64-bit addresses are plenty");
+    FOR_EACH_KIND(kind) {
+        const fa_os os = counting_os(true);
+        fa_arena_options options;
+        fa_arena_options_init(&options, kind);
+        options.os = &os;
+        fa_arena *arena = arena_with(&options);
+        CHECK(fault.mapped <= (ptrdiff_t)(options.capacity + 24 * MIB));
+        fa_arena_destroy(arena);
+    }
+    const fa_os os = counting_os(true);
+    fa_manager_options options;
+    fa_manager_options_init(&options);
+    options.os = &os;
+    fa_manager *manager = manager_with(&options);
+    CHECK(fa_malloc(manager, 1000) != NULL && fault.mapped <= (ptrdiff_t)(32 * MIB));
+    fa_manager_destroy(manager);
+}
+
+/* Arenas until there are no addresses left: an error, everything as it was, and the addresses come back. */
+TEST(addresses_run_out_with_an_error) {
+    SKIP_IF(sizeof(void *) >= 8, "64-bit addresses do not run out");
+    enum { MOST = 64 };
+    fa_arena *arenas[MOST];
+    for (size_t round = 0; round < 2; round++) {
+        size_t count = 0;
+        for (; count < MOST; count++) {
+            fa_arena_options options = arena_options(FA_POLYNOMIAL, 128 * MIB);
+            fa_status status = FA_OK;
+            arenas[count] = fa_arena_create(&options, &status);
+            if (arenas[count] == NULL) CHECK(status == FA_ERR_NOMEM);
+            if (arenas[count] == NULL) break;
+            fill(fa_arena_alloc(arenas[count], 10000, 0), 10000, count);
+        }
+        CHECK(count >= 4 && count < MOST);
+        fa_manager *manager = fa_manager_create(NULL, NULL); /* with what is left, or not */
+        if (manager != NULL) {
+            void *block = fa_malloc(manager, 200 * MIB);
+            CHECK(block == NULL && fa_manager_is_valid(manager));
+            fa_manager_destroy(manager);
+        }
+        for (size_t i = 0; i < count; i++) {
+            CHECK(fa_arena_is_valid(arenas[i]) && arena_stats(arenas[i]).live == 1);
+            fa_arena_destroy(arenas[i]);
+        }
+    }
+}
 
 TEST(a_reset_asks_the_system_for_nothing) {
     const fa_os os = faulty_os(true);

@@ -657,7 +657,8 @@ static void trim_bump_top(trim_job *job) {
     trim_range(job, cursor, high);
     size_t taken = high;
     /* If a thread went on above, the range stays unused until the next reset. */
-    if (atomic_compare_exchange_strong(&arena->bump.cursor, &taken, cursor)) forget_above(arena, cursor + kept);
+    if (atomic_compare_exchange_strong(&arena->bump.cursor, &taken, cursor) && job->status == FA_OK)
+        forget_above(arena, cursor + kept);
 }
 
 fa_status fa_arena_trim(fa_arena *arena, size_t keep) {

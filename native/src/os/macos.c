@@ -2,7 +2,7 @@
  * os/macos.c - the contract of os.h on macOS (10.12 and later), Intel and Apple silicon
  *
  *     reserve   mach_vm_map, inaccessible, aligned by the kernel          commit    mprotect(READ|WRITE)
- *     decommit  mach_vm_allocate over what is there                      remap     unsupported: the caller copies
+ *     decommit  mach_vm_map over what is there                           remap     unsupported: the caller copies
  *     lock      mlock       protect  mprotect                            release   mach_vm_deallocate
  *     random    getentropy  map_huge superpages, on Intel                resident  mincore
  *     no_dump, wipe_on_fork, advise_huge, secret memory: unsupported
@@ -22,6 +22,7 @@
 #include <mach/mach_init.h>
 #include <mach/mach_types.h>
 #include <mach/vm_inherit.h>
+#include <mach/vm_region.h>
 #include <mach/vm_prot.h>
 #include <mach/vm_statistics.h>
 #include <pthread.h>
@@ -39,6 +40,9 @@ extern kern_return_t mach_vm_deallocate(vm_map_t task, mach_vm_address_t address
 extern kern_return_t mach_vm_map(vm_map_t task, mach_vm_address_t *address, mach_vm_size_t size, mach_vm_offset_t mask,
                                  int flags, mem_entry_name_port_t object, memory_object_offset_t offset, boolean_t copy,
                                  vm_prot_t protection, vm_prot_t most_protection, vm_inherit_t inheritance);
+
+extern kern_return_t mach_vm_region(vm_map_t task, mach_vm_address_t *address, mach_vm_size_t *size, vm_region_flavor_t flavor,
+                                    vm_region_info_t info, mach_msg_type_number_t *count, mach_port_t *object);
 
 #define ENTROPY_MOST ((size_t)256) /* of one getentropy */
 
@@ -92,10 +96,26 @@ static int macos_release(void *address, size_t size) {
 
 static int macos_commit(void *address, size_t size) { FA_CALL(mprotect(address, size, PROT_READ | PROT_WRITE)); }
 
-/* In one step, so no other mapping can come between. It would replace locked memory, too: regions do not give that here. */
+/* Piece by piece, each with what may be done with it, and in one step, so that no other mapping can come between. It would
+ * replace locked memory, too: regions do not give that here. */
 static int macos_decommit(void *address, size_t size) {
-    mach_vm_address_t same = (mach_vm_address_t)(uintptr_t)address;
-    return error_of(mach_vm_allocate(mach_task_self(), &same, size, VM_FLAGS_FIXED | VM_FLAGS_OVERWRITE));
+    mach_vm_address_t at = (mach_vm_address_t)(uintptr_t)address, end = at + size;
+    while (at < end) {
+        mach_vm_address_t found = at;
+        mach_vm_size_t length = 0;
+        vm_region_basic_info_data_64_t info;
+        mach_msg_type_number_t count = VM_REGION_BASIC_INFO_COUNT_64;
+        mach_port_t object = MACH_PORT_NULL;
+        kern_return_t result = mach_vm_region(mach_task_self(), &found, &length, VM_REGION_BASIC_INFO_64,
+                                              (vm_region_info_t)&info, &count, &object);
+        if (result != KERN_SUCCESS || found > at) return EINVAL;
+        mach_vm_address_t stop = found + length < end ? found + length : end;
+        result = mach_vm_map(mach_task_self(), &at, stop - at, 0, VM_FLAGS_FIXED | VM_FLAGS_OVERWRITE, MACH_PORT_NULL, 0, false,
+                             info.protection, VM_PROT_READ | VM_PROT_WRITE, VM_INHERIT_COPY);
+        if (result != KERN_SUCCESS) return error_of(result);
+        at = stop;
+    }
+    return 0;
 }
 
 static int macos_remap(void *address, size_t old_size, size_t new_size, void **moved) {

@@ -51,8 +51,8 @@ typedef struct fa_os {
      * stays as it is. */
     int (*commit)(void *address, size_t size);
 
-    /* Gives the pages back but keeps the addresses readable and writable; they are zero when touched again. A failure
-     * leaves them as they were. Not for locked memory: what becomes of the lock differs. */
+    /* Gives the pages back but keeps the addresses; they are zero when touched again. What may be
+     * done with the pages stays. A failure leaves them as they were. Not for locked memory: what becomes of the lock differs. */
     int (*decommit)(void *address, size_t size);
 
     /* Resizes a committed reservation, moving its pages to another address if it must. The old range is gone; what is

@@ -203,13 +203,20 @@ static uint64_t wasm_milliseconds(void) {
     return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
+/* What malloc gave stands right below the block. Not posix_memalign: a C library was seen whose large alignments are none. */
 static void *wasm_heap_alloc(size_t size, size_t alignment) {
-    if (alignment <= _Alignof(max_align_t)) return malloc(size);
-    void *block = NULL;
-    return posix_memalign(&block, alignment, size) == 0 ? block : NULL;
+    if (alignment < _Alignof(max_align_t)) alignment = _Alignof(max_align_t);
+    if (size > SIZE_MAX - alignment - sizeof(void *)) return NULL;
+    void *given = malloc(size + alignment + sizeof(void *));
+    if (given == NULL) return NULL;
+    uintptr_t block = ((uintptr_t)given + sizeof(void *) + (alignment - 1)) & ~((uintptr_t)alignment - 1);
+    ((void **)block)[-1] = given;
+    return (void *)block;
 }
 
-static void wasm_heap_free(void *block) { free(block); }
+static void wasm_heap_free(void *block) {
+    if (block != NULL) free(((void **)block)[-1]);
+}
 
 static void wasm_report(const char *text, size_t size) {
     while (size > 0) {

@@ -126,11 +126,29 @@ static int windows_commit(void *address, size_t size) {
  * readable. What was reset reads as it was left or as zeros: both are zeros. VirtualUnlock of what is not locked
  * takes it out of the working set; it would unlock what is, and so locked memory must not be given here.
  */
-static int windows_decommit(void *address, size_t size) {
+static int decommit_part(unsigned char *address, size_t size, DWORD protection) {
+    DWORD before;
+    bool closed = protection != PAGE_READWRITE;
+    if (closed && !VirtualProtect(address, size, PAGE_READWRITE, &before)) return error_of(GetLastError());
     memset(address, 0, size);
-    if (VirtualAlloc(address, size, MEM_RESET, PAGE_READWRITE) == NULL) return error_of(GetLastError());
+    int error = VirtualAlloc(address, size, MEM_RESET, PAGE_READWRITE) != NULL ? 0 : error_of(GetLastError());
+    if (closed && !VirtualProtect(address, size, protection, &before) && error == 0) error = error_of(GetLastError());
     (void)VirtualUnlock(address, size);
-    return 0;
+    return error;
+}
+
+static int windows_decommit(void *address, size_t size) {
+    unsigned char *at = address, *end = at + size;
+    int error = 0;
+    while (at < end && error == 0) { /* pieces that may be used in the same way, and may go on being used so */
+        MEMORY_BASIC_INFORMATION info;
+        if (VirtualQuery(at, &info, sizeof info) != sizeof info || info.State != MEM_COMMIT) return EINVAL;
+        unsigned char *stop = (unsigned char *)info.BaseAddress + info.RegionSize;
+        if (stop > end) stop = end;
+        error = decommit_part(at, (size_t)(stop - at), info.Protect);
+        at = stop;
+    }
+    return error;
 }
 
 static int windows_remap(void *address, size_t old_size, size_t new_size, void **moved) {
