@@ -8,7 +8,7 @@ SOURCES := $(shell find native/include native/src native/cmake native/CMakeLists
 export PATH := $(BIN):$(PATH)
 
 .PHONY: demo test test-all test-numpy test-programs test-valgrind bench bench-global bench-native bench-numpy count-native check \
-    wheel amalgamation test-amalgamation test-examples clean
+    wheel amalgamation test-amalgamation test-examples cross test-cross clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -55,7 +55,15 @@ build/lua/onelua.c: $(VENV)/.made
 	tar --extract --file build/lupa-2.8.tar.gz --directory $(@D) --strip-components 3 lupa-2.8/third-party/lua54
 	touch $@
 
-test-all: test test-numpy test-programs test-valgrind test-amalgamation test-examples
+# The library and the C tests for other systems and processors (tests/cross.py), and these tests run. One line per target.
+cross: $(VENV)/.cross
+	python tests/cross.py --build
+
+test-cross: $(VENV)/.cross
+	tests/needs qemu-user wine wine64 nodejs libc6-arm64-cross libc6-riscv64-cross
+	FASTALLOC_TEST_CROSS=1 pytest tests/test_cross.py
+
+test-all: test test-numpy test-programs test-valgrind test-amalgamation test-examples test-cross
 
 check: $(VENV)/.dev
 	ruff check
