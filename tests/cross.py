@@ -93,9 +93,7 @@ class Outcome:
         skipped = f", {sum(self.skipped.values())} skipped: {reasons}" if reasons else ""
         failed = f", FAILED: {', '.join(self.failed)}" if self.failed else ""
         by = f" by {Path(self.target.runner[0]).name}" if self.target.runner else " here"
-        return (
-            f"{self.target}: built; {self.programs} programs ran{by}; {self.passed} tests passed{skipped}{failed}"
-        )
+        return f"{self.target}: built; {self.programs} programs ran{by}; {self.passed} tests passed{skipped}{failed}"
 
 
 # ---- building --------------------------------------------------------------------------------------------------------
@@ -264,8 +262,11 @@ def check(target: Target, build_only: bool = False) -> Outcome:
 def programs(target: Target) -> list[Path]:
     """The test programs of a build, one for each source."""
     directory = CROSS / target.triple / "tests"
-    found = (next(directory.glob(f"{source.stem}{suffix}"), None)
-             for source in sorted((NATIVE / "tests").glob("*_test.c")) for suffix in ("", ".exe", ".wasm"))
+    found = (
+        next(directory.glob(f"{source.stem}{suffix}"), None)
+        for source in sorted((NATIVE / "tests").glob("*_test.c"))
+        for suffix in ("", ".exe", ".wasm")
+    )
     return [path for path in found if path is not None]
 
 
@@ -315,7 +316,9 @@ def write_platforms() -> None:
         columns[name] = {} if absent(target) else printed(target)
     rows = list(dict.fromkeys(row for column in columns.values() for row in column))
     table = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
-    table += [f"| {row} | " + " | ".join(column.get(row, NOT_RUN) for column in columns.values()) + " |" for row in rows]
+    table += [
+        f"| {row} | " + " | ".join(column.get(row, NOT_RUN) for column in columns.values()) + " |" for row in rows
+    ]
     before, rest = PLATFORMS.read_text().split(BEGIN)
     PLATFORMS.write_text(before + BEGIN + "\n".join(table) + "\n" + END + rest.split(END)[1])
 
