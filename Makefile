@@ -8,7 +8,8 @@ SOURCES := $(shell find native/include native/src native/cmake native/CMakeLists
 export PATH := $(BIN):$(PATH)
 
 .PHONY: demo test test-all test-numpy test-programs test-valgrind bench bench-global bench-native bench-numpy count-native check \
-    wheel amalgamation test-amalgamation test-examples cross test-cross clean
+    wheel amalgamation test-amalgamation test-examples cross test-cross \
+    test-wheels test-sdist clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -63,7 +64,14 @@ test-cross: $(VENV)/.cross
 	tests/needs qemu-user wine wine64 nodejs libc6-arm64-cross libc6-riscv64-cross
 	FASTALLOC_TEST_CROSS=1 pytest tests/test_cross.py
 
-test-all: test test-numpy test-programs test-valgrind test-amalgamation test-examples test-cross
+# The wheel, with its manylinux tag, in fresh environments of CPython 3.11, 3.12 and 3.13; and the source distribution.
+test-wheels: $(VENV)/.dev
+	nox --session wheel tests
+
+test-sdist: $(VENV)/.dev
+	nox --session sdist
+
+test-all: test test-numpy test-programs test-valgrind test-amalgamation test-examples test-cross test-wheels test-sdist
 
 check: $(VENV)/.dev
 	ruff check

@@ -15,7 +15,14 @@ True
 """
 
 import os
+import sys
 from pathlib import Path
+
+if "free-threading" in sys.version:
+    raise ImportError(
+        "fastalloc needs a CPython with the GIL: its hooks in NumPy and its counts of what uses a block rely on it, "
+        "and its module is built for the stable ABI, which free-threaded builds do not have"
+    )
 
 from fastalloc import _binding
 from fastalloc.allocator import OtherAllocator, get_allocator, handles, secure_zero, set_allocator, using_allocator

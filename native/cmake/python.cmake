@@ -1,5 +1,13 @@
 # pip install: the cffi module with the C types of src/adapters, linked with the archive, and what a C user of the
 # installed package needs. scikit-build-core sets SKBUILD and installs from here into the wheel.
+find_package(Python 3.11 REQUIRED COMPONENTS Interpreter)
+execute_process(COMMAND "${Python_EXECUTABLE}" -c "import sysconfig; print(sysconfig.get_config_var('Py_GIL_DISABLED') or 0)"
+                OUTPUT_VARIABLE without_gil OUTPUT_STRIP_TRAILING_WHITESPACE)
+if(without_gil)
+  message(FATAL_ERROR "fastalloc needs a CPython with the GIL, and ${Python_EXECUTABLE} is a free-threaded build: the hooks in "
+                      "NumPy and the counts of what uses a block rely on it, and the module is built for the stable ABI, "
+                      "which free-threaded builds do not have.")
+endif()
 find_package(Python 3.11 REQUIRED COMPONENTS Interpreter Development.Module)
 set(root ${CMAKE_CURRENT_SOURCE_DIR}/..)
 
