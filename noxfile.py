@@ -27,7 +27,7 @@ nox.needs_version = ">=2024.10"
 
 
 def directories() -> list[str]:
-    """Where the interpreters are that run: the names that pyenv puts into the PATH may only say that they are not chosen."""
+    """Where the interpreters are that run: the names that pyenv puts into the PATH may only say that it has them."""
     found = []
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     for version in VERSIONS:
