@@ -60,7 +60,7 @@ def tests(session: nox.Session) -> None:
     session.install(f"fastalloc[demo,test] @ {built.as_uri()}")
     place = Path(session.create_tmp()) / "place"
     shutil.rmtree(place, ignore_errors=True)
-    for name in ("tests", "docs"):
+    for name in ("tests", "docs", "examples"):
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("README.md", "pyproject.toml"):
         shutil.copy(ROOT / name, place / name)
