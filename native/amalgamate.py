@@ -72,7 +72,9 @@ TOKEN = re.compile(r"""(?s)/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*
 # All of these begin with a line. The first two match nothing: they find the place, and in group 1 the name.
 PROTOTYPE = re.compile(r"(?m)^(?!static|typedef|extern|return)(?=[A-Za-z_][\w *]*?[ *](\w+)\([^;{}]*\);)")
 DEFINITION = re.compile(r"(?m)^(?!static|typedef|extern|return)(?=[A-Za-z_][\w *]*?[ *](\w+)\([^;{}]*\)\s*\{)")
-STATIC = re.compile(r"(?m)^(?:FA_\w+ )?static [^=;({]*?(\w+)(?:\[[^\n]*\])?(?: FA_TLS)?\s*[=;(]")
+STATIC = re.compile(
+    r"(?m)^(?:FA_\w+ |__attribute__\(\(.*\)\) )*static [^=;({]*?(\w+)(?:\[[^\n]*\])?(?: FA_TLS)?\s*[=;(]"
+)
 EXTERN = re.compile(r"(?m)^extern (?=[^(\n]*?(\w+)(?:\[[^\n]*\])?(?: FA_TLS)?;)")
 TYPE = re.compile(r"(?m)^(?:typedef )?(struct|union|enum) (\w+) \{([^}]*)\}")
 MACRO = re.compile(r"(?m)^#define (\w+)")
@@ -131,7 +133,10 @@ def headers(path: Path) -> list[Path]:
 def needed() -> list[Path]:
     """The sources in the order of the floors: those that define what is public, and what they call."""
     candidates = [path for floor in FLOORS for path in sorted((SOURCE / floor).glob("*.c"))]
-    defines = {path: set(DEFINITION.findall(code(path.read_text()))) for path in candidates}
+    # Only names of ours: the preload shim defines malloc, and no call of that is for it.
+    defines = {
+        path: set(re.findall(r"\bfa\w*", " ".join(DEFINITION.findall(code(path.read_text()))))) for path in candidates
+    }
     wanted, taken = public(), set[Path]()
     while new := {path for path in candidates if path not in taken and defines[path] & wanted}:
         taken |= new
@@ -222,7 +227,7 @@ class Amalgam:
         for pattern in (PROTOTYPE, DEFINITION):
             text = pattern.sub(lambda match: "FA_PRIVATE " if match[1] in self.functions else "", text)
         for name in self.data:
-            text = re.sub(rf"(?m)^(?=_Thread_local [\w ]+ {name}\b)", "FA_PRIVATE ", text)
+            text = re.sub(rf"(?m)^(?=(?:_Thread_local |const )*\w+ {name}\b)", "FA_PRIVATE ", text)
         depth, lines = 0, []
         for line in text.splitlines(keepends=True):
             depth += line.startswith("#if") - line.startswith("#endif")
