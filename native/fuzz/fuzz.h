@@ -58,10 +58,21 @@ static inline size_t next_alignment(input *from) {
     return detail < 240 ? (size_t)1 << (detail % 23) : detail; /* up to 4 MiB, and what is no power of two */
 }
 
+/* replay.c may say which call fails, whatever the input says: kind (-1: as the input says), how many succeed first, for ever. */
+int fuzz_fault[3] = {-1, 0, 0};
+bool fuzz_fault_was_hit(void);
+bool fuzz_fault_was_hit(void) { return fault.failed; }
+
 /* Which call fails, if any. */
 static inline void next_fault(input *from) {
     const uint8_t kind = next_byte(from), after = next_byte(from);
     no_fault();
+    if (fuzz_fault[0] >= 0) {
+        fault.kind = (call)fuzz_fault[0];
+        fault.after = fuzz_fault[1];
+        fault.for_ever = fuzz_fault[2] != 0;
+        return;
+    }
     if (kind % 16 >= CALLS) return;
     fault.kind = (call)(kind % 16);
     fault.after = after % 64;

@@ -1,10 +1,12 @@
 /*
  * replay.c - runs a fuzz target on files, or on all files of a directory: what libFuzzer does with a corpus, without libFuzzer
  *
- *     arena_fuzz FILE|DIRECTORY ...
- *     arena_fuzz --random SEED COUNT      inputs out of thin air, where there is no libFuzzer
+ *     fuzz_arena FILE|DIRECTORY ...
+ *     fuzz_arena --faults STEP FILE|DIRECTORY ...   each with every call to the system failing in turn (or each STEP-th)
+ *     fuzz_arena --random SEED COUNT                inputs out of thin air, where there is no libFuzzer
  */
 #include <dirent.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +15,34 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+/* fuzz.h */
+extern int fuzz_fault[3];
+bool fuzz_fault_was_hit(void);
+#define KINDS 12
+
 #define LONGEST ((size_t)1 << 16)
+
+static int fault_step; /* 0: as the inputs say */
+static unsigned long runs;
+
+static void run(const uint8_t *bytes, size_t size) {
+    (void)LLVMFuzzerTestOneInput(bytes, size);
+    runs++;
+    for (int kind = 0; fault_step > 0 && kind < KINDS; kind++) {
+        for (int for_ever = 0; for_ever < 2; for_ever++) {
+            bool hit = true;
+            for (int after = for_ever; hit; after += fault_step) {
+                fuzz_fault[0] = kind;
+                fuzz_fault[1] = after;
+                fuzz_fault[2] = for_ever;
+                (void)LLVMFuzzerTestOneInput(bytes, size);
+                runs++;
+                hit = fuzz_fault_was_hit();
+            }
+        }
+    }
+    fuzz_fault[0] = -1;
+}
 
 static int run_file(const char *path) {
     static uint8_t bytes[LONGEST];
@@ -29,7 +58,7 @@ static int run_file(const char *path) {
     memcpy(exact, bytes, size);
     printf("%s\n", path);
     fflush(stdout);
-    (void)LLVMFuzzerTestOneInput(exact, size);
+    run(exact, size);
     free(exact);
     return 0;
 }
@@ -61,7 +90,7 @@ static int run_random(uint64_t seed, unsigned long count) {
             state = state * 6364136223846793005U + 1442695040888963407U;
             bytes[i] = (uint8_t)(state >> 56);
         }
-        (void)LLVMFuzzerTestOneInput(bytes, sizeof bytes);
+        run(bytes, sizeof bytes);
     }
     return 0;
 }
@@ -70,10 +99,13 @@ int main(int argc, char **argv) {
     int failed = argc < 2;
     if (argc == 4 && strcmp(argv[1], "--random") == 0)
         return run_random(strtoull(argv[2], NULL, 0), strtoul(argv[3], NULL, 0));
-    for (int i = 1; i < argc; i++) {
+    const bool faults = argc > 3 && strcmp(argv[1], "--faults") == 0;
+    if (faults) fault_step = atoi(argv[2]);
+    for (int i = faults ? 3 : 1; i < argc; i++) {
         struct stat status;
         const int is_directory = stat(argv[i], &status) == 0 && S_ISDIR(status.st_mode);
         failed |= is_directory ? run_directory(argv[i]) : run_file(argv[i]);
     }
+    printf("%lu runs\n", runs);
     return failed;
 }

@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 # model: the bounds in which it must hold, and for each mutation the bounds in which it must be found
 RUNS: dict[str, tuple[list[str], dict[int, str]]] = {
     "refill": (["", "-DTHREADS=3 -DSTEPS=1"], {1: "", 2: "", 3: "", 4: "", 5: ""}),
+    "magazine": (["", "-DSTEPS=6 -DBLOCKS=4"], {1: "", 2: "", 3: "", 4: "", 5: ""}),
     "registry": ([""], {1: "", 2: "", 3: "", 4: "", 5: ""}),
     "large": (
         ["", "-DLIMIT=1 -DSLOTS=2", "-DSLOTS=2"],
