@@ -64,7 +64,7 @@ typedef struct mark_model {
 typedef struct state {
     fa_arena *arena;
     fa_arena_kind kind;
-    bool tracked, closed;
+    bool tracked, closed, secret, guarded;
     corruption_note note;
     model blocks;
     mark_model marks[MARKS];
@@ -106,7 +106,7 @@ static void allocate(state *self) {
               status == FA_ERR_STALE);
         CHECK((status == FA_OK) == (made != NULL));
         CHECK(status != FA_ERR_LOCK || fault.failed);
-        CHECK(status != FA_ERR_INVALID || (alignment & (alignment - 1)) != 0 || alignment > (size_t)2 << 20);
+        CHECK(status != FA_ERR_INVALID || (alignment & (alignment - 1)) != 0 || alignment > (self->guarded ? 4096 : 2 * MIB));
         block = made;
     } else {
         block = zeroed ? fa_arena_alloc_zeroed(self->arena, size, alignment)
@@ -241,8 +241,36 @@ static void forget_all(state *self) {
 
 static void fork_here(state *self) {
     fa_arena_fork_prepare(self->arena);
-    if (self->choice % 2 == 0) fa_arena_fork_parent(self->arena);
+    /* A child has nothing where secret memory was; here it would still be there. */
+    if (self->choice % 2 == 0 || self->secret) fa_arena_fork_parent(self->arena);
     else fa_arena_fork_child(self->arena); /* as a child would, but the pages are the parent's */
+}
+
+/* Sealed, nothing is handed out and no block may be touched; what does not touch blocks goes on. */
+static void seal_a_while(state *self) {
+    if (!knows_blocks(self)) {
+        CHECK(fa_arena_seal(self->arena, FA_SEAL_READ) == FA_ERR_INVALID);
+        return;
+    }
+    fa_status status = fa_arena_seal(self->arena, self->choice % 2 == 0 ? FA_SEAL_READ : FA_SEAL_NONE);
+    if (self->closed) CHECK(status == FA_ERR_STALE);
+    else CHECK(status == FA_OK || (status == FA_ERR_NOMEM && fault.failed));
+    if (status == FA_OK) {
+        void *block = NULL;
+        CHECK(fa_arena_try_alloc(self->arena, 10, 0, false, &block) != FA_OK && block == NULL);
+        CHECK(fa_arena_is_valid(self->arena) && arena_stats(self->arena).live == self->blocks.count);
+        if (self->kind == FA_WITNESS && self->blocks.count > 0 && next_byte(&self->from) % 2 == 0) {
+            /* Opened for as long as it takes to zero the block; the pattern of a sealed block cannot be looked at. */
+            const model_block gone = self->blocks.live[self->blocks.count - 1];
+            status = fa_arena_try_free(self->arena, gone.address);
+            CHECK(status == FA_OK || fault.failed);
+            self->blocks.count -= status == FA_OK;
+        }
+    }
+    while (!self->closed && fa_arena_unseal(self->arena) != FA_OK) {
+        CHECK(fault.failed);
+        fault.after = -1;
+    }
 }
 
 static void close_it(state *self) {
@@ -268,6 +296,7 @@ static void step(void *argument) {
     else if (self->choice < 230) CHECK(fa_arena_trim(self->arena, next_size(&self->from)) == FA_OK || fault.failed);
     else if (self->choice < 240) forget_all(self);
     else if (self->choice < 246) fork_here(self);
+    else if (self->choice < 250) seal_a_while(self);
     else if (self->choice < 252) CHECK(fa_arena_restart_peak(self->arena, &used_now) >= used_now);
     else if (self->choice == 255) close_it(self);
 }
@@ -305,11 +334,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     options.guard_pages = (fa_want)(wants / 6 % 3);
     options.no_dump = options.wipe_on_fork = (fa_want)(wants / 18 % 3);
     options.huge_pages = (fa_huge_pages)(wants / 54 % 4);
+    if (self.kind == FA_WITNESS && options.guard_pages != FA_OFF)
+        options.guard = kinds / 12 % 2 == 1 ? FA_GUARD_BLOCKS : FA_GUARD_ENDS;
+    self.guarded = options.guard == FA_GUARD_BLOCKS;
+    if (self.kind == FA_WITNESS) options.secret_memory = (fa_want)(kinds / 24 % 3);
+    self.secret = options.secret_memory != FA_OFF;
     fa_status status = FA_ERR_BUSY;
     self.arena = fa_arena_create(&options, &status);
     if (self.arena == NULL) {
-        CHECK(fault.failed || (options.huge_pages >= FA_HUGE_TLB_2M && options.guard_pages == FA_REQUIRE));
-        CHECK(status == FA_ERR_NOMEM || status == FA_ERR_LOCK || status == FA_ERR_UNSUPPORTED);
+        CHECK(fault.failed || options.secret_memory == FA_REQUIRE ||
+              (options.huge_pages >= FA_HUGE_TLB_2M && options.guard_pages == FA_REQUIRE));
+        CHECK(status == FA_ERR_NOMEM || status == FA_ERR_LOCK || status == FA_ERR_UNSUPPORTED ||
+              status == FA_ERR_INVALID);
     }
     for (size_t steps = 0; self.arena != NULL && !is_over(&self.from); steps++) {
         const uint8_t thread = next_byte(&self.from);

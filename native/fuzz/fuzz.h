@@ -60,6 +60,8 @@ static inline size_t next_alignment(input *from) {
 
 /* replay.c may say which call fails, whatever the input says: kind (-1: as the input says), how many succeed first, for ever. */
 int fuzz_fault[3] = {-1, 0, 0};
+extern const int fuzz_fault_kinds;
+const int fuzz_fault_kinds = CALLS;
 bool fuzz_fault_was_hit(void);
 bool fuzz_fault_was_hit(void) { return fault.failed; }
 
@@ -73,8 +75,8 @@ static inline void next_fault(input *from) {
         fault.for_ever = fuzz_fault[2] != 0;
         return;
     }
-    if (kind % 16 >= CALLS) return;
-    fault.kind = (call)(kind % 16);
+    if (kind % 32 >= CALLS) return;
+    fault.kind = (call)(kind % 32);
     fault.after = after % 64;
     fault.for_ever = after >= 128;
 }

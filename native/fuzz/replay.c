@@ -18,7 +18,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 /* fuzz.h */
 extern int fuzz_fault[3];
 bool fuzz_fault_was_hit(void);
-#define KINDS 12
+extern const int fuzz_fault_kinds;
 
 #define LONGEST ((size_t)1 << 16)
 
@@ -28,7 +28,7 @@ static unsigned long runs;
 static void run(const uint8_t *bytes, size_t size) {
     (void)LLVMFuzzerTestOneInput(bytes, size);
     runs++;
-    for (int kind = 0; fault_step > 0 && kind < KINDS; kind++) {
+    for (int kind = 0; fault_step > 0 && kind < fuzz_fault_kinds; kind++) {
         for (int for_ever = 0; for_ever < 2; for_ever++) {
             bool hit = true;
             for (int after = for_ever; hit; after += fault_step) {

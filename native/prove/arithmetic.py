@@ -21,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parent
 INPUTS = 16  # unknowns of 64 bits that a proof may take
 RETURN = 0xDEAD0000
+MEMORY = 0x50000000
 
 
 def proofs() -> dict[str, Path]:
@@ -70,7 +71,14 @@ def build(file: Path, source: Path, rest: Path) -> Path:
     return made
 
 
-def prove(library: Path, name: str) -> str | None:
+def cases(file: Path, name: str) -> int:
+    """How many values its EACH goes through; 1 without one."""
+    body = file.read_text().split(f"PROOF({name}) {{")[1].split("\n}\n")[0]
+    each = re.search(r"EACH\((\d+)\)", body)
+    return int(each[1]) if each else 1
+
+
+def prove(library: Path, name: str, each: int) -> str | None:
     """None if it holds on every path, else a counterexample."""
     logging.disable(logging.CRITICAL)  # angr is talkative when it is imported, too
     import angr
@@ -79,24 +87,31 @@ def prove(library: Path, name: str) -> str | None:
     project = angr.Project(str(library), auto_load_libs=False)
     function = project.loader.find_symbol(f"prove_{name}")
     assert function is not None, f"no proof {name}"
-    inputs = [claripy.BVS(f"in{i}", 64) for i in range(INPUTS)]
-    state = project.factory.call_state(function.rebased_addr, 0x5000_0000, ret_addr=RETURN)
+    inputs = [claripy.BVV(each, 64), *(claripy.BVS(f"in{i}", 64) for i in range(INPUTS))]
+    state = project.factory.call_state(function.rebased_addr, MEMORY, ret_addr=RETURN)
     state.options |= {angr.options.ZERO_FILL_UNCONSTRAINED_MEMORY, angr.options.ZERO_FILL_UNCONSTRAINED_REGISTERS}
-    state.memory.map_region(0x5000_0000, 0x1000, 3)
+    state.memory.map_region(MEMORY, 0x1000, 3)
     for i, value in enumerate(inputs):
-        state.memory.store(0x5000_0000 + 8 * i, value, endness="Iend_LE")
+        state.memory.store(MEMORY + 8 * i, value, endness="Iend_LE")
     manager = project.factory.simulation_manager(state)
     manager.explore(find=RETURN, num_find=1 << 20)
-    if os.environ.get("PROVE_PATHS"):
-        print(name, len(manager.found), "paths", flush=True)
     assert not manager.errored, manager.errored[0].error
     assert not manager.active
     assert manager.found, "no path came to its end"
     for found in manager.found:
-        result = found.regs.eax
-        if found.solver.satisfiable([result == 0]):
-            found.add_constraints(result == 0)
-            return ", ".join(f"{found.solver.eval(value):#x}" for value in inputs[:10])
+        broken = found.regs.eax == 0
+        if found.solver.satisfiable([broken]):
+            found.add_constraints(broken)
+            return ", ".join(f"{found.solver.eval(value):#x}" for value in inputs[:11])
+    return None
+
+
+def refute(library: Path, file: Path, name: str) -> str | None:
+    """A counterexample in any of the cases, or None: it is proved."""
+    for each in range(cases(file, name)):
+        counterexample = prove(library, name, each)
+        if counterexample:
+            return counterexample
     return None
 
 
@@ -109,7 +124,7 @@ def main(names: list[str]) -> int:
         built = {file: build(file, NATIVE / "src", rest) for file in set(chosen.values())}
         for proof, file in chosen.items():
             begun = time.monotonic()
-            counterexample = prove(built[file], proof)
+            counterexample = refute(built[file], file, proof)
             failed += counterexample is not None
             word = "proved " if counterexample is None else "REFUTED"
             print(f"{word} {proof} ({time.monotonic() - begun:.1f} s) {counterexample or ''}".rstrip(), flush=True)
@@ -123,7 +138,7 @@ def main(names: list[str]) -> int:
             assert text.count(old) == 1, f"{changed}: the mutation's text is there {text.count(old)} times: {old}"
             (mutated / changed).write_text(text.replace(old, new))
             begun = time.monotonic()
-            counterexample = prove(build(chosen[proof], mutated, rest), proof)
+            counterexample = refute(build(chosen[proof], mutated, rest), chosen[proof], proof)
             failed += counterexample is None
             word = "MISSED " if counterexample is None else "caught "
             print(

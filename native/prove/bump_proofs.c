@@ -86,8 +86,8 @@ PROOF(bump_take) {
  */
 PROOF(bump_refill) {
     ANY_BUMP_AND_CHUNK;
-    const size_t size = ANY, alignment = ANY, phase = ANY;
-    ASSUME(fa_is_power_of_two(alignment) && alignment <= FA_MAX_ALIGNMENT && phase < FA_MAX_ALIGNMENT && size > 0);
+    const size_t size = ANY, phase = ANY, alignment = (size_t)1 << EACH(22);
+    ASSUME(phase < FA_MAX_ALIGNMENT && size > 0);
     ASSUME(limit <= SIZE_MAX - phase); /* the region is addresses, and the phase at most that of its base */
     size_t offset;
     if (!fa_bump_refill(&bump, &chunk, size, alignment, phase, &offset)) {

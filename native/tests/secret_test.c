@@ -81,6 +81,17 @@ static fa_arena *guarded_arena(size_t capacity) {
     return arena_with(&options);
 }
 
+TEST(a_guarded_block_has_the_least_alignment_of_all_blocks) {
+    fa_arena *arena = guarded_arena(MIB);
+    for (size_t alignment = 1; alignment <= 16; alignment *= 2) {
+        unsigned char *block = fa_arena_alloc(arena, 33, alignment);
+        CHECK(is_aligned(block, 2 * sizeof(void *)));
+        block = fa_arena_realloc(arena, block, 33, 49, alignment);
+        CHECK(is_aligned(block, 2 * sizeof(void *)));
+    }
+    fa_arena_destroy(arena);
+}
+
 /* ---- a guard page after every block ------------------------------------------------------------------------------- */
 
 TEST(a_guarded_block_ends_at_a_guard_page) {

@@ -357,6 +357,7 @@ static fa_status alloc_slow(fa_arena *arena, size_t size, size_t alignment, bool
     size_t offset = 0, dirty = 0;
     if (alignment == 0) alignment = arena->alignment;
     if (!fa_is_power_of_two(alignment) || alignment > FA_MAX_ALIGNMENT) return refuse(arena, FA_ERR_INVALID);
+    alignment = fa_max(alignment, FA_MIN_ALIGNMENT);
     fa_status status = arena->plain     ? fa_mapped_alloc(arena, size, alignment, &offset, &dirty)
                        : arena->guarded ? fa_guarded_alloc(arena, size, alignment, &offset)
                                         : fa_bumped_alloc(arena, size, fa_max(alignment, arena->granule), &offset, &dirty);
@@ -445,7 +446,7 @@ void *fa_arena_realloc(fa_arena *arena, void *block, size_t old_size, size_t new
         unlock(arena);
     } else if (((uintptr_t)block & (alignment - 1)) == 0) {
         status = arena->plain     ? fa_mapped_resize(arena, block, &old_size, new_size)
-                 : arena->guarded ? fa_guarded_resize(arena, block, &old_size, new_size, alignment)
+                 : arena->guarded ? fa_guarded_resize(arena, block, &old_size, new_size, fa_max(alignment, FA_MIN_ALIGNMENT))
                                   : fa_bumped_resize(arena, block, old_size, new_size);
     } else if (arena->mapped) {
         status = fa_mapped_size(arena, block, &old_size);
