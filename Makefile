@@ -125,3 +125,32 @@ $(VENV)/.programs: EXTRAS = demo,test,halo2
 $(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.bench $(VENV)/.cross $(VENV)/.programs: $(VENV)/.made $(SOURCES)
 	pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
 	touch $@
+
+# ---- proofs, fuzzing, coverage: docs/verification.md ---------------------------------------------------------------------
+
+.PHONY: prove fuzz coverage test-long
+test-all: prove test-long
+
+# Proofs of the address arithmetic and models of what is lock-free.
+prove: $(VENV)/.prove
+	$(if $(shell command -v spin),python native/prove/models.py,@echo "make prove: models skipped, for spin is not installed (apt install spin)")
+	python native/prove/arithmetic.py
+
+# libFuzzer on each target; what the committed corpus finds is a part of make test (tests/test_fuzz.py).
+SECONDS ?= 60
+fuzz: $(VENV)/.test
+	native/fuzz/run $(SECONDS)
+
+test-long: $(VENV)/.test
+	FASTALLOC_TEST_LONG=1 pytest tests/test_native.py -k stress
+	$(MAKE) fuzz
+
+# Lines and branches of native/src that the C and Python tests reach, in build/coverage-report.
+coverage: $(VENV)/.coverage
+	native/coverage
+
+$(VENV)/.prove: EXTRAS = test,prove
+$(VENV)/.coverage: EXTRAS = demo,test,coverage
+$(VENV)/.prove $(VENV)/.coverage: $(VENV)/.made $(SOURCES)
+	pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
+	touch $@
