@@ -215,9 +215,39 @@ static void handler_leave(handler *left) {
     Py_XDECREF(allocator);
 }
 
+/* Another try after Python had no memory: what stays current otherwise is a wrong allocator. Python may also set a context
+ * variable, then have no memory for the token, and say that it failed. */
+#define TRIES 4
+
+FA_COLD static int make_current_after_all(PyObject *capsule) {
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    int failed = -1;
+    for (int tries = 0; tries < TRIES && failed; tries++) {
+        PyObject *now = get_handler();
+        if (now != capsule) {
+            Py_XDECREF(now);
+            now = set_handler(capsule);
+            failed = now ? 0 : -1;
+        } else {
+            failed = 0;
+        }
+        Py_XDECREF(now);
+        PyErr_Clear();
+    }
+    if (failed) {
+        PyErr_Restore(type, value, traceback);
+    } else {
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(traceback);
+    }
+    return failed;
+}
+
 static int make_current(PyObject *capsule) {
     PyObject *before = set_handler(capsule);
-    if (!before) return -1;
+    if (FA_UNLIKELY(!before)) return make_current_after_all(capsule);
     Py_DECREF(before);
     return 0;
 }
@@ -769,9 +799,10 @@ static PyObject *call_inside(fa_allocator *allocator, routed_object *routed, PyO
                              PyObject *names) {
     PyObject *function = routed_function(routed), *capsule = function ? own_capsule(allocator) : NULL;
     if (!capsule) return NULL;
+    PyObject *outer = get_handler(), *result = NULL; /* asked for first: a failure may have set ours all the same */
+    if (!outer) return NULL;
     Py_INCREF(capsule);
-    PyObject *outer = set_handler(capsule), *result = NULL;
-    if (FA_LIKELY(outer != NULL)) {
+    if (FA_LIKELY(!make_current(capsule))) {
         result = routed->direct ? routed->direct(routed->direct_self, args, count, names)
                                 : call_in_a_row(function, args, count, names);
         if (FA_LIKELY(result != NULL)) {
@@ -785,8 +816,8 @@ static PyObject *call_inside(fa_allocator *allocator, routed_object *routed, PyO
                 explain_memory_error(allocator);
             }
         }
-        Py_DECREF(outer);
     }
+    Py_DECREF(outer);
     Py_DECREF(capsule);
     return result;
 }
