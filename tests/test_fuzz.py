@@ -1,4 +1,4 @@
-"""The fuzz targets of native/fuzz on their corpus, built by gcc under ASan: as it is, and with each system call failing.
+"""The fuzz targets of native/fuzz on their corpus, under ASan: as it is, and with each system call failing.
 
 `make fuzz SECONDS=60` lets libFuzzer look for more. The corpus reaches every branch of native/src/mem and heap that
 fuzzing has reached; `native/fuzz/run --minimise` makes it anew.

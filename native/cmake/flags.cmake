@@ -68,6 +68,3 @@ if(FA_SANITIZE)
   target_compile_options(fa_flags INTERFACE ${sanitize} -g -O1)
   target_link_options(fa_flags INTERFACE ${sanitize})
 endif()
-if(FA_FUZZ) # a thread without a heap pops from a bin that is null, on purpose (heap/global.c); clang minds, gcc does not
-  target_compile_options(fa_flags INTERFACE -fno-sanitize=pointer-overflow)
-endif()

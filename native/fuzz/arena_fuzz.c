@@ -241,8 +241,8 @@ static void forget_all(state *self) {
 
 static void fork_here(state *self) {
     fa_arena_fork_prepare(self->arena);
-    /* A child has nothing where secret memory was; here it would still be there. */
-    if (self->choice % 2 == 0 || self->secret) fa_arena_fork_parent(self->arena);
+    /* A child has nothing where secret memory was, and zeros, or nothing, in guarded blocks; here they would still be there. */
+    if (self->choice % 2 == 0 || self->secret || self->guarded) fa_arena_fork_parent(self->arena);
     else fa_arena_fork_child(self->arena); /* as a child would, but the pages are the parent's */
 }
 

@@ -280,6 +280,34 @@ TEST(what_could_not_be_committed_is_never_handed_out) {
     }
 }
 
+/* In a forked child whose pages the system does not open again: what was in them is not there to stay. */
+TEST(guarded_blocks_that_a_child_cannot_open_are_given_up) {
+    const fa_os os = faulty_os(true);
+    no_fault();
+    fa_arena_options options = arena_options(FA_WITNESS, MIB);
+    options.os = &os;
+    options.guard = FA_GUARD_BLOCKS;
+    options.wipe_on_fork = FA_OFF;
+    options.lock = FA_OFF;
+    fa_arena *arena = arena_with(&options);
+    unsigned char *blocks[3];
+    for (size_t i = 0; i < 3; i++) {
+        blocks[i] = fa_arena_alloc(arena, 100, 0);
+        fill(blocks[i], 100, i);
+    }
+    fault.kind = PROTECT;
+    fault.after = fault.count[PROTECT];
+    fault.for_ever = true;
+    fault.count[COMMIT] = 0;
+    fa_arena_fork_prepare(arena);
+    fa_arena_fork_child(arena); /* here, where the pages are still open and can be looked at */
+    fa_arena_close(arena);
+    if (fault.failed)
+        for (size_t i = 0; i < 3; i++) CHECK(peek_nonzero(blocks[i], 100) == 0);
+    fa_arena_destroy(arena);
+    CHECK(fault.mapped == 0);
+}
+
 /* ---- managers ---------------------------------------------------------------------------------------------------- */
 
 static void manager_scenario(const fa_os *os) {

@@ -477,7 +477,7 @@ FA_COLD static void *refill(fa_heap *heap, uint32_t class) {
 
 static inline void *pop(fa_heap *heap, uint32_t class) {
     fa_bin *bin = &heap->bin[class];
-    void **top = LOAD(bin->top) - 1;
+    void **top = (void **)((uintptr_t)LOAD(bin->top) - sizeof *top); /* as a number: of no_heap it is null */
     STORE(bin->top, top);
     atomic_signal_fence(memory_order_seq_cst); /* see the essay: (1) before (2) */
     if (FA_UNLIKELY(top < LOAD(bin->bottom))) return NULL;

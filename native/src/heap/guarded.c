@@ -305,7 +305,7 @@ void fa_guarded_fork_child(fa_arena *arena) {
     for (placed block; next_live(arena, &index, &block);) {
         /* A lock that cannot be had again shows in the record. */
         if (fa_region_open(&arena->region, block.start, block.guard, &block.locked) == FA_ERR_NOMEM) {
-            arena->region.lost = true;
+            fa_region_discard(&arena->region, FA_GET(arena->high)); /* nobody could zero it later */
             return;
         }
         note(arena, &block);
