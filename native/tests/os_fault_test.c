@@ -308,6 +308,32 @@ TEST(guarded_blocks_that_a_child_cannot_open_are_given_up) {
     CHECK(fault.mapped == 0);
 }
 
+/* Pages that were not given back, because they are locked or the system refused, still hold what was in them. */
+TEST(zeroed_memory_is_zero_after_a_trim_that_gave_nothing_back) {
+    const fa_os os = faulty_os(true);
+    for (int locked = 0; locked < 2; locked++) {
+        for (call kind = 0; kind < CALLS; kind++) {
+            no_fault();
+            fa_arena_options options = arena_options(FA_SCRATCH, MIB);
+            options.os = &os;
+            options.lock = locked ? FA_TRY : FA_OFF;
+            fa_arena *arena = arena_with(&options);
+            unsigned char *block = fa_arena_alloc(arena, 500000, 0);
+            fill(block, 500000, 1);
+            fault.kind = kind;
+            fault.after = fault.count[kind];
+            fault.for_ever = true;
+            CHECK(fa_arena_reset(arena) == FA_OK);
+            const fa_status status = fa_arena_trim(arena, 0);
+            CHECK(status == FA_OK || fault.failed);
+            fault.after = -1;
+            for (size_t i = 0; i < 5; i++) CHECK(is_zero(fa_arena_alloc_zeroed(arena, 90000, 0), 90000));
+            CHECK(fa_arena_is_valid(arena));
+            fa_arena_destroy(arena);
+        }
+    }
+}
+
 /* ---- managers ---------------------------------------------------------------------------------------------------- */
 
 static void manager_scenario(const fa_os *os) {

@@ -655,6 +655,8 @@ static void trim_bump_top(trim_job *job) {
     if (cursor >= high) return;
     size_t kept = fa_min(job->keep, high - cursor);
     if (!atomic_compare_exchange_strong(&arena->bump.cursor, &cursor, high)) return; /* in use: another time */
+    fa_status status = fa_region_shrink(&arena->region, cursor + kept); /* what is locked cannot go */
+    if (status != FA_OK) job->status = status;
     trim_range(job, cursor, high);
     size_t taken = high;
     /* If a thread went on above, the range stays unused until the next reset. */
