@@ -9,7 +9,7 @@ export PATH := $(BIN):$(PATH)
 
 .PHONY: demo test test-all test-numpy test-programs test-valgrind bench bench-global bench-native bench-numpy count-native check \
     wheel amalgamation test-amalgamation test-examples cross test-cross \
-    test-wheels test-sdist clean
+    test-wheels test-sdist residue-table clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -34,6 +34,10 @@ test-programs: $(VENV)/.programs
 	tests/needs lua5.4 redis-server ruby sqlite3 libpython3-testsuite \
 	    $$(command -v node >/dev/null || echo nodejs) $$(command -v rustc >/dev/null || echo rustc)
 	FASTALLOC_TEST_LONG=1 pytest tests/programs
+
+# What NumPy's operations leave of a secret outside a witness arena: the table of docs/secrets.md, made anew.
+residue-table: $(VENV)/.test
+	python tests/residue/table.py --write
 
 test-valgrind: $(VENV)/.test
 	FASTALLOC_TEST_PRESETS=debug FASTALLOC_TEST_WRAPPER="valgrind --quiet --leak-check=full --error-exitcode=99" \

@@ -45,7 +45,9 @@ from fastalloc.errors import (
     UnsupportedError,
 )
 from fastalloc.manager import Manager
+from fastalloc.objects import wipe_freed_objects, wipe_stack
 from fastalloc.process import InstalledAllocator, install, numpy_stats, uninstall
+from fastalloc.residue import Residue, find_residue
 from fastalloc.stats import ArenasStats, ArenaStats, ManagerStats, NumpyStats, Protection, Track
 from fastalloc.units import format_size, parse_size
 
@@ -74,6 +76,7 @@ __all__ = [
     "OutOfMemoryError",
     "Polynomial",
     "Protection",
+    "Residue",
     "ScopeError",
     "Scratch",
     "SealedError",
@@ -82,6 +85,7 @@ __all__ = [
     "UnsupportedError",
     "Witness",
     "__version__",
+    "find_residue",
     "format_size",
     "get_allocator",
     "get_include",
@@ -95,6 +99,8 @@ __all__ = [
     "set_allocator",
     "uninstall",
     "using_allocator",
+    "wipe_freed_objects",
+    "wipe_stack",
 ]
 
 __version__ = _binding.version()
@@ -124,5 +130,7 @@ def get_malloc_library() -> str:
     return str(_find(("libfastalloc-malloc.so", "libfastalloc-malloc.dylib")))
 
 
+if os.environ.get("FASTALLOC_WIPE_OBJECTS") == "1":
+    wipe_freed_objects()
 if os.environ.get("FASTALLOC_NUMPY") == "1":
     install()

@@ -22,15 +22,22 @@ from fastalloc._native import (
     Routed,
     address_of,
     any_owns,
+    fill_random,
+    find_pieces,
+    freed_objects_are_valid,
     get_allocator,
     install,
     installed,
     installed_is_valid,
     numpy_stats,
+    owner_of,
     secure_zero,
     set_allocator,
     uninstall,
     using_allocator,
+    wipe_freed_objects,
+    wipe_stack,
+    wipes_freed_objects,
 )
 from fastalloc.errors import (
     ArgumentError,
@@ -61,15 +68,22 @@ __all__ = [
     "Routed",
     "address_of",
     "any_owns",
+    "fill_random",
+    "find_pieces",
+    "freed_objects_are_valid",
     "get_allocator",
     "install",
     "installed",
     "installed_is_valid",
     "numpy_stats",
+    "owner_of",
     "secure_zero",
     "set_allocator",
     "uninstall",
     "using_allocator",
+    "wipe_freed_objects",
+    "wipe_stack",
+    "wipes_freed_objects",
 ]
 
 _native.refuse_subinterpreters()
@@ -335,10 +349,14 @@ def manager_stats(heap: Heap) -> dict[str, int]:
     return _record(stats)
 
 
+_DEAD_STACK = 256 << 10
+
+
 def _at_exit() -> None:
     _native.leave_numpy()
     _native.leave_install()
     _native.close_all()
+    _native.wipe_stack(_DEAD_STACK)
 
 
 atexit.register(_at_exit)

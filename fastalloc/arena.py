@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
 from fastalloc import _binding
 from fastalloc.arrays import ArrayFunctions
 from fastalloc.errors import ArgumentError, ArgumentTypeError, InUseError, SealedError, StaleMarkError
+from fastalloc.intake import SecretIntake
 from fastalloc.stats import GAUGES, ArenasStats, ArenaStats, Measure, Measured, Protection
 from fastalloc.units import Size, format_size, parse_alignment, parse_size
 
@@ -560,7 +561,7 @@ def address_of(thing: object) -> int:
         raise ArgumentTypeError(msg) from None
 
 
-class Witness(Arena):
+class Witness(SecretIntake, Arena):
     """An arena for secrets: Arena("witness", ...)."""
 
     __slots__ = ()

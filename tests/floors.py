@@ -21,9 +21,9 @@ PYTHON_FLOORS = [
     {"errors", "units", "_fields"},
     {"_binding"},
     {"stats"},
-    {"block", "arrays"},
+    {"block", "arrays", "intake"},
     {"arena", "manager", "allocator"},
-    {"process"},
+    {"process", "objects", "residue"},
     {"__init__"},
     {"cli"},
 ]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from fastalloc import FastallocError, __version__
 
-from . import demo, live, run
+from . import demo, live, run, scan
 
 __all__ = ["main"]
 
@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_parser(commands)
     run.add_parser(commands)
     live.add_parser(commands)
+    scan.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))

@@ -22,8 +22,6 @@ from typing import Any
 
 import fastalloc as fa
 
-from .residue import Residue, find_copies
-
 ROUNDS = 2**16
 PROOFS = 3
 Progress = Callable[[str, float], None]
@@ -171,7 +169,7 @@ def _compare(secret_file: Path, patterns_file: Path, rounds: int, proofs: int) -
     _report(plain, arenas, rounds, len(proof), stark.soundness(rounds))
     print(f"\n{stats}\n\nwitness: {protection}")
     print(f"\nproof: verified; {'identical' if same else 'DIFFERENT'} bytes from both")
-    _report_residue(find_copies(patterns_file))
+    _report_residue(fa.find_residue(patterns_file))
     return 0 if same else 1
 
 
@@ -187,8 +185,8 @@ def _report(plain: list[_Proof], arenas: list[_Proof], rounds: int, size: int, b
         print(f"{label:24}{number(a):>14{form}}{number(b):>14{form}}{b / max(a, 1e-9):>9.3f}")
 
 
-def _report_residue(residue: list[Residue]) -> None:
+def _report_residue(residue: list[fa.Residue]) -> None:
     if not residue:
-        print("secret: after close(), no copy of it in this process's writable memory")
+        print("secret: after close(), no copy of it in this process's readable memory")
     for found in residue:
         print(f"secret: a copy REMAINS: {found}")

@@ -19,23 +19,25 @@ from . import preload
 
 __all__ = ["add_parser"]
 
-_SCRIPT_ONLY = ("--numpy",)
+_SCRIPT_ONLY = ("--numpy", "--wipe-objects")
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "run",
-        help="run a program in fastalloc: all of its malloc, or NumPy's arrays of a script",
+        help="run a program in fastalloc: all of its malloc, or NumPy's arrays and Python's objects of a script",
         description="With `--`, any program: all that it gets from malloc comes from fastalloc, which is preloaded "
         "into it and into what it starts. Without, a Python script, or with -m a module, as Python would run it: as "
         "__main__, with its arguments in sys.argv. Signals and exit codes are the program's.",
         usage="fastalloc run [options] -- PROGRAM ...\n"
-        "       fastalloc run [--numpy] [--large-cache SIZE] [--decay SECONDS] (SCRIPT | -m MODULE) ...",
+        "       fastalloc run [--numpy] [--large-cache SIZE] [--decay SECONDS] [--wipe-objects]\n"
+        "           (SCRIPT | -m MODULE) ...",
     )
     preload.add_options(parser.add_argument_group("for programs (--large-cache and --decay: with --numpy, too)"))
     scripts = parser.add_argument_group("for scripts")
     scripts.add_argument("--numpy", action="store_true", help="install(): array data from fastalloc, process-wide")
+    scripts.add_argument("--wipe-objects", action="store_true", help="wipe_freed_objects(): zero objects when freed")
     # All that follows is the program's: argparse must not look for options there.
     scripts.add_argument("-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE ...", help="run a module")
     parser.add_argument("program", nargs=argparse.REMAINDER, metavar="[--] PROGRAM ...", help="what to run")
@@ -67,6 +69,9 @@ def _run_python(options: argparse.Namespace, program: list[str]) -> int:
     if options.module is None and not Path(program[0]).is_file():
         other = f"; for a program: fastalloc run -- {program[0]}" if "/" not in program[0] else ""
         raise ValueError(f"run: {program[0]}: no such file{other}")
+    if options.wipe_objects:
+        fastalloc.wipe_freed_objects()
+        os.environ["FASTALLOC_WIPE_OBJECTS"] = "1"  # child processes that import fastalloc do likewise
     if options.numpy:
         _install(options)
     options.program_runs = True

@@ -10,6 +10,7 @@
 
 #include "mem/base.h"
 #include "numpy.h"
+#include "os/os.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -484,6 +485,41 @@ static PyObject *secure_zero(PyObject *Py_UNUSED(module), PyObject *object) {
     Py_RETURN_NONE;
 }
 
+static PyObject *fill_random(PyObject *Py_UNUSED(module), PyObject *object) {
+    Py_buffer view;
+    if (PyObject_GetBuffer(object, &view, PyBUF_WRITABLE)) return NULL;
+    int error = view.len > 0 ? fa_os_platform()->random(view.buf, (size_t)view.len) : 0;
+    PyBuffer_Release(&view);
+    if (error == 0) Py_RETURN_NONE;
+    errno = error;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+/* The dead part of the stack is overwritten frame by frame: what follows the call keeps it from becoming a loop. */
+#define STACK_FRAME ((size_t)16 << 10)
+
+FA_APART static void wipe_below(size_t size) {
+    unsigned char frame[STACK_FRAME];
+    fa_secure_zero(frame, sizeof frame);
+    if (size > STACK_FRAME) wipe_below(size - STACK_FRAME);
+    fa_secure_zero(frame, 1);
+}
+
+/* The registers that memcpy and its like work with hold what they copied last: here, zeros. */
+FA_APART static void wipe_vector_registers(void) {
+    unsigned char from[1024] = {0}, to[1024];
+    for (volatile size_t size = sizeof from; size > 0; size /= 2) memmove(to, from, size);
+    fa_secure_zero(to, sizeof to);
+}
+
+static PyObject *wipe_stack(PyObject *Py_UNUSED(module), PyObject *value) {
+    size_t size;
+    if (fa_python_size(value, "nbytes", &size)) return NULL;
+    wipe_vector_registers();
+    wipe_below(size);
+    Py_RETURN_NONE;
+}
+
 /* Python may hand the module to another interpreter without calling PyInit__native again, so _binding.py asks, too. */
 static PyObject *refuse_subinterpreters(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {
     if (PyInterpreterState_GetID(PyInterpreterState_Get()) == 0) Py_RETURN_NONE;
@@ -496,6 +532,8 @@ static PyMethodDef functions[] = {
      "refuse_subinterpreters()\n--\n\nRaises ImportError in any but the main interpreter."},
     {"address_of", address_of, METH_O, "address_of(buffer, /)\n--\n\nThe address of a buffer's first item."},
     {"any_owns", any_owns, METH_O, "any_owns(address, /)\n--\n\nWhether the address is in a live heap."},
+    {"fill_random", fill_random, METH_O, "fill_random(buffer, /)\n--\n\nRandom bytes, from the kernel into the buffer."},
+    {"wipe_stack", wipe_stack, METH_O, "wipe_stack(nbytes, /)\n--\n\nZero the unused part of this thread's stack."},
     {"secure_zero", secure_zero, METH_O, "secure_zero(buffer, /)\n--\n\nZero a writable contiguous buffer."},
     {NULL, NULL, 0, NULL}};
 
@@ -523,6 +561,7 @@ static int add_everything(PyObject *module) {
     if (fa_python_add_type(module, &manager_type, &manager_spec, fa_allocator_type)) return -1;
     if (fa_python_add_type(module, &scope_type, &scope_spec, NULL)) return -1;
     if (PyModule_AddFunctions(module, functions)) return -1;
+    if (fa_python_add_wipe_objects(module) || fa_python_add_residue(module)) return -1;
     return fa_python_add_numpy(module);
 }
 

@@ -95,7 +95,10 @@ void fa_heap_refused(fa_heap *heap, size_t size, size_t alignment, fa_status sta
 /* Likewise, for what NumPy could not allocate in the heap, which `cause` says: what the heap refused last. */
 void fa_heap_refused_array(fa_heap *heap, PyObject *cause);
 
-/* Whether the address lies in the memory of a live block of any heap (in an arena: where a block may be). */
+/* The heap in whose memory the address lies: of a live block, or in an arena where a block may be. Borrowed, or null. */
+const fa_heap *fa_heap_owner(const void *address);
+
+/* Whether there is one, or it is an array's of install(). */
 bool fa_heap_any_owns(const void *address);
 
 int fa_python_add_heap(PyObject *module);
@@ -151,6 +154,12 @@ void fa_python_free(PyObject *self);
 
 /* A __reduce__ that refuses. */
 PyObject *fa_python_no_pickle(PyObject *self, PyObject *unused);
+
+/* wipe_objects.c: the layer on Python's allocators. */
+int fa_python_add_wipe_objects(PyObject *module);
+
+/* residue.c: searching memory for pieces of a secret. */
+int fa_python_add_residue(PyObject *module);
 
 /* build_ffi.py renames cffi's own initialisation to this. */
 PyObject *fa_python_cffi_module(void);

@@ -130,12 +130,14 @@ static PyObject *close_all(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unus
     Py_RETURN_NONE;
 }
 
-bool fa_heap_any_owns(const void *address) {
+const fa_heap *fa_heap_owner(const void *address) {
     for (const fa_heap *heap = heaps; heap; heap = heap->next) {
-        if (heap->arena ? fa_arena_owns(heap->arena, address) : fa_owns(heap->manager, address)) return true;
+        if (heap->arena ? fa_arena_owns(heap->arena, address) : fa_owns(heap->manager, address)) return heap;
     }
-    return fa_install_owns(address);
+    return NULL;
 }
+
+bool fa_heap_any_owns(const void *address) { return fa_heap_owner(address) || fa_install_owns(address); }
 
 /* With the figures as attributes. */
 static void set_lock_error(fa_heap *heap, PyObject *what) {

@@ -17,6 +17,7 @@
 #include "os.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -237,6 +238,8 @@ static void *linux_heap_alloc(size_t size, size_t alignment) {
 
 static void linux_heap_free(void *block) { free(block); }
 
+static size_t linux_heap_usable(const void *block) { return malloc_usable_size((void *)(uintptr_t)block); }
+
 static void linux_report(const char *text, size_t size) {
     while (size > 0) {
         ssize_t written = write(STDERR_FILENO, text, size);
@@ -279,6 +282,7 @@ static const fa_os linux_os = {
     .yield = linux_yield,
     .heap_alloc = linux_heap_alloc,
     .heap_free = linux_heap_free,
+    .heap_usable = linux_heap_usable,
     .report = linux_report,
     .abort = linux_abort,
 };

@@ -25,6 +25,7 @@
 #include <mach/vm_region.h>
 #include <mach/vm_prot.h>
 #include <mach/vm_statistics.h>
+#include <malloc/malloc.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -205,6 +206,8 @@ static void *macos_heap_alloc(size_t size, size_t alignment) {
 
 static void macos_heap_free(void *block) { free(block); }
 
+static size_t macos_heap_usable(const void *block) { return malloc_size(block); }
+
 static void macos_report(const char *text, size_t size) {
     while (size > 0) {
         ssize_t written = write(STDERR_FILENO, text, size);
@@ -247,6 +250,7 @@ static const fa_os macos_os = {
     .yield = macos_yield,
     .heap_alloc = macos_heap_alloc,
     .heap_free = macos_heap_free,
+    .heap_usable = macos_heap_usable,
     .report = macos_report,
     .abort = macos_abort,
 };

@@ -105,6 +105,7 @@ typedef struct fa_os {
     /* The C library's heap: for blocks that fall back to it. `alignment` is a power of two. */
     void *(*heap_alloc)(size_t size, size_t alignment);
     void (*heap_free)(void *block);
+    size_t (*heap_usable)(const void *block); /* bytes that the block has; null: the platform does not tell */
 
     /* One line to standard error without allocating, and the end of the process. */
     void (*report)(const char *text, size_t size);
