@@ -67,6 +67,7 @@
     X(pages_reused, "bytes", "of resident free runs handed out again: a page fault avoided for each page")             \
     X(large_reused, "bytes", "of cached large blocks handed out again: likewise")                                      \
     X(returned, "bytes", "given back to the system so far")                                                            \
+    X(assembled, "count", "of them, put together from several cached ones by moving pages")                            \
     X(moved, "count", "reallocations that moved pages instead of copying bytes")                                       \
     X(stolen, "count", "blocks that were taken back from idle threads")                                                \
     X(fallbacks, "count", "blocks that were mapped one by one because the range was full")                             \

@@ -1,13 +1,15 @@
 /*
  * heap/global_large.c - large blocks of the global heap: mapped one by one, kept resident, shared by all threads
  *
- *     alloc   cache: best fit --> cache: cut from a larger one --> make way, then the system's pages
+ *     alloc   cache: best fit --> cut from a larger one --> assembled from smaller ones --> the system's pages
  *     free    joined with cached neighbours --> cache --> what is over the budget or the age goes to the system
- *     grow    a cached block that is large enough, and a copy; else mremap: its pages move, its bytes do not
+ *     grow    its pages move to where there is room, and cached pages are put behind them
  *
  * A prover frees the vectors of one round and asks for the same in the next: they come out of the cache without a fault.
- * Live and cached together stay near what the live ones alone needed at their peak of the last two periods of the decay: a
- * program whose sizes change does not pay twice.
+ * Where the cache has enough pages but not in one piece, the pages themselves are moved together (mremap), at some
+ * nanoseconds each: what is fragmented is address space, and there is enough of that.
+ * Before anything is mapped beside cached blocks that are too small to be worth moving, these go: live and cached together
+ * stay near what the live ones alone needed at their peak of the last two periods of the decay.
  *
  * Invariants: a block is in the table or in the cache or being mapped, never in two; large_bytes and large_cached are the sums
  * of the two. Thread rule: any; one lock, not held across a system call but the growth of the table. Cost: a
@@ -28,8 +30,9 @@
 #define SPARE_BYTES ((size_t)16 << 20)
 /* Zeros above this come from new pages: nobody touches all of so much, soon. */
 #define LAZY_ZEROS ((size_t)256 << 20)
-/* Growth by less than this part moves pages; by more, a copy into resident memory is cheaper than the faults. */
-#define COPY_PART 4
+/* A block is put together of pieces that are at least this part of it: a mapping each, of which a process may have 65530. */
+#define PIECE_PART 16
+#define PIECES 16U
 
 #define large fa_the_heap.large
 
@@ -78,10 +81,16 @@ static size_t leave(void *block) {
     return room;
 }
 
+/* Exactly as much as is asked for, so that a round needs what the round before has freed, and not a page more. */
 static bool take_cached(size_t room, size_t alignment, fa_cached *found) {
     size_t page = fa_the_heap.os->page_size();
-    if (fa_cache_take(&large.cache, room, fa_max(alignment, page), found)) return true;
-    return alignment <= page && fa_cache_cut(&large.cache, room, found);
+    if (alignment > page) return fa_cache_take(&large.cache, room, alignment, found);
+    for (uint32_t i = large.cache.count; i-- > 0;) {
+        if (large.cache.entry[i].size != room) continue;
+        fa_cache_take_entry(&large.cache, &large.cache.entry[i], found);
+        return true;
+    }
+    return fa_cache_cut(&large.cache, room, found);
 }
 
 /* What has to go before `room` more is mapped: at most as many blocks as there are places. */
@@ -103,7 +112,9 @@ static void *map(size_t room, size_t alignment) {
     const fa_os *os = fa_the_heap.os;
     bool huge = large.huge_pages && room >= HUGE_PAGE;
     void *block;
-    if (os->reserve(room, fa_max(alignment, huge ? HUGE_PAGE : os->page_size()), &block) != 0) return NULL;
+    /* The kernel moves whole page tables of aligned ranges. */
+    size_t aligned = fa_max(alignment, huge || room >= WHOLE_HUGE_PAGES ? HUGE_PAGE : os->page_size());
+    if (os->reserve(room, aligned, &block) != 0) return NULL;
     if (os->commit(block, room) != 0) {
         (void)os->release(block, room);
         return NULL;
@@ -113,42 +124,93 @@ static void *map(size_t room, size_t alignment) {
     return block;
 }
 
+typedef struct pieces {
+    uint32_t count;
+    size_t bytes;
+    fa_cached piece[PIECES];
+} pieces;
+
+/* With the lock: takes cached blocks for `need` bytes, the largest first, the last one cut; fewer bytes if there are no more. */
+static void take_pieces(size_t need, pieces *taken) {
+    taken->count = 0;
+    taken->bytes = 0;
+    while (taken->bytes < need && taken->count < PIECES) {
+        size_t rest = need - taken->bytes;
+        fa_cached *piece = &taken->piece[taken->count], *largest = NULL;
+        for (uint32_t i = 0; i < large.cache.count; i++)
+            if (largest == NULL || large.cache.entry[i].size > largest->size) largest = &large.cache.entry[i];
+        if (largest == NULL || largest->size < need / PIECE_PART) return;
+        /* The last one is the smallest that is large enough. */
+        if (largest->size <= rest) fa_cache_take_entry(&large.cache, largest, piece);
+        else if (!fa_cache_cut(&large.cache, rest, piece)) return;
+        taken->bytes += piece->size;
+        taken->count++;
+    }
+}
+
+/* A block of `room` bytes: `head`, if there is one, then the pieces, then new pages. The head is as it was if that fails; the
+ * pieces are gone in any case. */
+static void *assemble(void *head, size_t head_size, const pieces *parts, size_t room, size_t alignment) {
+    const fa_os *os = fa_the_heap.os;
+    unsigned char *block = map(room, alignment);
+    size_t at = head_size;
+    if (block != NULL && head != NULL && os->move(head, head_size, block) != 0) {
+        (void)os->release(block, room);
+        FA_UNCOUNT(reserved, room);
+        block = NULL;
+    }
+    for (uint32_t i = 0; i < parts->count; i++) {
+        const fa_cached *piece = &parts->piece[i];
+        /* A piece that cannot be moved is one that is given back: there are new pages in its place. */
+        if (block == NULL || os->move(piece->address, piece->size, block + at) != 0) {
+            (void)os->release(piece->address, piece->size);
+            FA_COUNT(returned, piece->size);
+        } else {
+            FA_COUNT(large_reused, piece->size);
+        }
+        at += piece->size;
+    }
+    FA_UNCOUNT(reserved, parts->bytes + (block != NULL ? head_size : 0));
+    if (block != NULL && parts->count > 0) FA_COUNT(assembled, 1);
+    return block;
+}
+
+/* What was taken from the system, or out of the cache, becomes a live block. */
+static void *enter_new(void *block, size_t room) {
+    if (block == NULL) return NULL;
+    lock();
+    bool entered = enter(block, room);
+    unlock();
+    if (entered) return block;
+    (void)fa_the_heap.os->release(block, room);
+    FA_UNCOUNT(reserved, room);
+    return NULL;
+}
+
 void *fa_large_alloc(size_t size, size_t alignment, bool zeroed) {
     fa_evicted evicted;
+    pieces parts = {.count = 0};
     size_t room = room_for(fa_max(size, 1));
     if (room == 0) return NULL;
     fa_cached found = {.address = NULL, .size = room};
     evicted.count = 0;
     lock();
     bool hit = take_cached(room, alignment, &found);
-    if (hit && !enter(found.address, found.size)) {
-        fa_cache_put(&large.cache, found.address, found.size, fa_global_now(), &evicted); /* there is no memory for the table */
-        found.address = NULL;
-    } else if (!hit) {
-        make_way(room, &evicted);
+    if (!hit) {
+        if (fa_the_heap.os->move != NULL) take_pieces(room, &parts);
+        make_way(room - parts.bytes, &evicted);
     }
     unlock();
     release_evicted(&evicted);
-    if (hit && found.address == NULL) return NULL;
-    if (hit) {
-        FA_COUNT(cache_hits, 1);
-        FA_COUNT(large_reused, found.size);
-        if (zeroed && (size < LAZY_ZEROS || fa_the_heap.os->decommit(found.address, found.size) != 0))
-            memset(found.address, 0, size);
-    } else {
-        found.address = map(room, alignment);
-        if (found.address == NULL) return NULL;
-        lock();
-        bool entered = enter(found.address, room);
-        unlock();
-        if (!entered) {
-            (void)fa_the_heap.os->release(found.address, room);
-            FA_UNCOUNT(reserved, room);
-            return NULL;
-        }
-    }
+    if (!hit) found.address = assemble(NULL, 0, &parts, room, alignment);
+    void *block = enter_new(found.address, found.size);
+    if (block == NULL) return NULL;
+    if (hit) FA_COUNT(large_reused, found.size);
+    if (hit || parts.count > 0) FA_COUNT(cache_hits, 1);
     FA_COUNT(large_allocated, 1);
-    return found.address;
+    size_t used = hit ? size : fa_min(size, parts.bytes);
+    if (zeroed && used > 0 && (size < LAZY_ZEROS || fa_the_heap.os->decommit(block, found.size) != 0)) memset(block, 0, used);
+    return block;
 }
 
 static void cache(void *block, size_t room) {
@@ -180,44 +242,35 @@ size_t fa_large_usable_size(const void *block) {
 }
 
 void *fa_large_realloc(void *block, size_t old_room, size_t size) {
+    const fa_os *os = fa_the_heap.os;
+    fa_evicted evicted;
+    pieces parts = {.count = 0};
     size_t room = room_for(size);
     if (room == 0) return NULL;
     if (size <= old_room && old_room - size <= old_room / FA_CACHE_WASTE) return block;
-    if (size > old_room && size - old_room > old_room / COPY_PART) {
-        fa_cached found = {.address = NULL, .size = room};
-        lock();
-        bool hit = take_cached(room, 1, &found) && enter(found.address, found.size);
-        unlock();
-        if (hit) {
-            FA_COUNT(cache_hits, 1);
-            FA_COUNT(large_reused, found.size);
-            FA_COUNT(large_allocated, 1);
-            memcpy(found.address, block, old_room);
-            (void)fa_large_free(block);
-            return found.address;
-        }
-        if (found.address != NULL) {
-            cache(found.address, found.size);
-            return NULL;
-        }
-    }
+    evicted.count = 0;
     /* Not in the table while it moves: its old place may be somebody else's before its new one is known. */
     lock();
     (void)leave(block);
+    if (room > old_room) {
+        if (os->move != NULL) take_pieces(room - old_room, &parts);
+        make_way(room - parts.bytes, &evicted);
+    }
     unlock();
-    void *moved = block;
-    bool done = fa_the_heap.os->remap(block, old_room, room, &moved) == 0;
-    if (!done) room = old_room;
-    lock();
-    bool entered = enter(moved, room);
-    unlock();
-    if (done) {
-        FA_COUNT(moved, 1);
+    release_evicted(&evicted);
+    void *moved = NULL;
+    if (parts.count > 0) {
+        moved = assemble(block, old_room, &parts, room, 1);
+    } else if (os->remap(block, old_room, room, &moved) == 0) {
         FA_COUNT(reserved, room - old_room);
     }
-    FA_ASSERT(entered); /* it had a place in the table, and its growth is only ever tried where there was none */
+    if (moved != NULL) FA_COUNT(moved, 1);
+    lock();
+    bool entered = enter(moved != NULL ? moved : block, moved != NULL ? room : old_room);
+    unlock();
+    FA_ASSERT(entered); /* it had a place in the table */
     (void)entered;
-    return done ? moved : NULL;
+    return moved;
 }
 
 void fa_large_purge(size_t now, size_t keep) {

@@ -51,6 +51,11 @@ bool fa_cache_cut(fa_cache *cache, size_t size, fa_cached *taken) {
     return true;
 }
 
+void fa_cache_take_entry(fa_cache *cache, const fa_cached *entry, fa_cached *taken) {
+    *taken = *entry;
+    remove_at(cache, (uint32_t)(entry - cache->entry));
+}
+
 void fa_cache_join(fa_cache *cache, void **address, size_t *size) {
     for (uint32_t i = cache->count; i-- > 0;) {
         const fa_cached entry = cache->entry[i];

@@ -51,6 +51,9 @@ bool fa_cache_cut(fa_cache *cache, size_t size, fa_cached *taken);
 void fa_cache_join(fa_cache *cache, void **address, size_t *size);
 bool fa_cache_shrink(fa_cache *cache, size_t excess, fa_cached *tail);
 
+/* An entry of the cache, whole, and out of it. */
+void fa_cache_take_entry(fa_cache *cache, const fa_cached *entry, fa_cached *taken);
+
 /* Keeps the block, or puts it into `evicted` if it is larger than the limit; others may have to go for it. */
 void fa_cache_put(fa_cache *cache, void *address, size_t size, uint64_t now, fa_evicted *evicted);
 

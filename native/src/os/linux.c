@@ -3,7 +3,7 @@
  *
  *     reserve   mmap(PROT_NONE, MAP_NORESERVE), cut to the alignment     commit    mprotect(READ|WRITE)
  *     decommit  madvise(DONTNEED)                                        remap     mremap(MAYMOVE)
- *     fence_threads  membarrier(PRIVATE_EXPEDITED)
+ *     move      mremap(MAYMOVE, FIXED)                                   fence_threads  membarrier(PRIVATE_EXPEDITED)
  *     lock      mlock       no_dump  madvise(DONTDUMP)                   wipe_on_fork  madvise(WIPEONFORK)
  *     protect   mprotect    random   getrandom                           map_secret    memfd_secret, DONTFORK
  *
@@ -149,6 +149,16 @@ static int linux_map_secret(void *address, size_t size) {
     return error;
 }
 
+static int linux_move(void *address, size_t size, void *to) {
+    int caller_errno = errno;
+    int error = mremap(address, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED ? errno : 0;
+    /* Older kernels refuse what was mapped in two pieces, and have unmapped the destination by then. */
+    if (error != 0)
+        (void)mmap(to, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+    errno = caller_errno;
+    return error;
+}
+
 static int linux_lock(void *address, size_t size) { FA_CALL(mlock(address, size)); }
 
 static int linux_unlock(void *address, size_t size) { FA_CALL(munlock(address, size)); }
@@ -262,6 +272,7 @@ static const fa_os linux_os = {
     .commit = linux_commit,
     .decommit = linux_decommit,
     .remap = linux_remap,
+    .move = linux_move,
     .protect = linux_protect,
     .map_secret = linux_map_secret,
     .unmap_secret = linux_unmap_secret,

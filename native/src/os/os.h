@@ -73,6 +73,10 @@ typedef struct fa_os {
     /* Reserves exactly this range, or fails if anything is there: for a forked child, where secret memory was. */
     int (*reserve_at)(void *address, size_t size);
 
+    /* Moves committed pages onto others, which vanish; the old range is gone. An error leaves both as they were, or, at the very
+     * worst, both unusable. */
+    int (*move)(void *address, size_t size, void *to);
+
     int (*lock)(void *address, size_t size);
     int (*unlock)(void *address, size_t size);
     uint64_t (*lock_limit)(void); /* bytes that the process may lock; UINT64_MAX: no limit */
