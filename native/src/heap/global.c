@@ -173,6 +173,11 @@ static void count_pages(void) {
 static uint32_t take_pages(uint32_t count, uint32_t alignment, fa_run_kind kind, bool *zero) {
     fa_lock_take(&global.pages_lock, global.os);
     uint32_t first = fa_pages_take(&global.pages, count, alignment, kind, zero);
+    if (first != 0 && kind == FA_RUN_LIVE) {
+        FA_COUNT(medium_bytes, (size_t)global.pages.run[first].length << FA_PAGE_LOG2);
+        FA_COUNT(medium_live, 1);
+        FA_COUNT(medium_allocated, 1);
+    }
     count_pages();
     fa_lock_give(&global.pages_lock);
     return first;
@@ -180,6 +185,10 @@ static uint32_t take_pages(uint32_t count, uint32_t alignment, fa_run_kind kind,
 
 static void give_pages(uint32_t first) {
     fa_lock_take(&global.pages_lock, global.os);
+    if (global.pages.run[first].kind == FA_RUN_LIVE) {
+        FA_UNCOUNT(medium_bytes, (size_t)global.pages.run[first].length << FA_PAGE_LOG2);
+        FA_UNCOUNT(medium_live, 1);
+    }
     fa_pages_give(&global.pages, first, (uint32_t)fa_global_now());
     count_pages();
     fa_lock_give(&global.pages_lock);
@@ -532,14 +541,6 @@ FA_APART static void free_slow(void *block, uint32_t class) {
 
 static uint32_t pages_for(size_t size) { return (uint32_t)((size + FA_PAGE - 1) >> FA_PAGE_LOG2); }
 
-static void count_medium(size_t more, size_t less, bool is_new) {
-    FA_COUNT(medium_bytes, more - less);
-    if (is_new) {
-        FA_COUNT(medium_live, 1);
-        FA_COUNT(medium_allocated, 1);
-    }
-}
-
 /* The rare sizes between a thread's magazines and the mapped ones, or what has a large alignment. */
 static void *alloc_medium(size_t size, size_t alignment, bool zeroed) {
     bool zero;
@@ -547,7 +548,6 @@ static void *alloc_medium(size_t size, size_t alignment, bool zeroed) {
     uint32_t first = take_pages(pages_for(size), (uint32_t)fa_max(alignment >> FA_PAGE_LOG2, 1), FA_RUN_LIVE, &zero);
     if (first == 0) return NULL;
     void *block = fa_pages_address(&global.pages, first);
-    count_medium((size_t)global.pages.run[first].length << FA_PAGE_LOG2, 0, true);
     if (zeroed && !zero) memset(block, 0, size);
     return block;
 }
@@ -559,10 +559,7 @@ FA_APART static void free_medium(void *block) {
         corrupt(block);
         return;
     }
-    size_t bytes = (size_t)run->length << FA_PAGE_LOG2;
-    if (LOAD(global.zero_on_free)) fa_secure_zero(block, bytes);
-    FA_UNCOUNT(medium_bytes, bytes);
-    FA_UNCOUNT(medium_live, 1);
+    if (LOAD(global.zero_on_free)) fa_secure_zero(block, (size_t)run->length << FA_PAGE_LOG2);
     give_pages(first);
     now_and_then();
 }
@@ -577,9 +574,9 @@ static bool resize_medium(void *block, size_t size) {
     if (count <= global.pages.run[first].length) fa_pages_shrink(&global.pages, first, count, (uint32_t)fa_global_now());
     else done = fa_pages_extend(&global.pages, first, count);
     size_t after = (size_t)global.pages.run[first].length << FA_PAGE_LOG2;
+    FA_COUNT(medium_bytes, after - before);
     count_pages();
     fa_lock_give(&global.pages_lock);
-    count_medium(after, before, false);
     return done;
 }
 

@@ -217,8 +217,9 @@ static void cache(void *block, size_t room) {
     fa_evicted evicted;
     evicted.count = 0;
     lock();
-    fa_cache_join(&large.cache, &block, &room);
-    fa_cache_put(&large.cache, block, room, fa_global_now(), &evicted);
+    uint64_t freed_at = fa_global_now();
+    fa_cache_join(&large.cache, &block, &room, &freed_at);
+    fa_cache_put(&large.cache, block, room, freed_at, &evicted);
     unlock();
     release_evicted(&evicted);
 }

@@ -56,13 +56,16 @@ void fa_cache_take_entry(fa_cache *cache, const fa_cached *entry, fa_cached *tak
     remove_at(cache, (uint32_t)(entry - cache->entry));
 }
 
-void fa_cache_join(fa_cache *cache, void **address, size_t *size) {
+void fa_cache_join(fa_cache *cache, void **address, size_t *size, uint64_t *freed_at) {
     for (uint32_t i = cache->count; i-- > 0;) {
         const fa_cached entry = cache->entry[i];
         bool below = (unsigned char *)entry.address + entry.size == (unsigned char *)*address;
         bool above = (unsigned char *)*address + *size == (unsigned char *)entry.address;
         if ((!below && !above) || entry.size > cache->limit - fa_min(*size, cache->limit)) continue;
         if (below) *address = entry.address;
+        if (freed_at != NULL) /* in parts of 4 KiB: nothing wraps */
+            *freed_at = entry.freed_at +
+                        (*freed_at - entry.freed_at) * (*size >> 12) / fa_max((*size >> 12) + (entry.size >> 12), 1);
         *size += entry.size;
         remove_at(cache, i);
     }
@@ -77,20 +80,26 @@ bool fa_cache_shrink(fa_cache *cache, size_t excess, fa_cached *tail) {
     return true;
 }
 
-void fa_cache_put(fa_cache *cache, void *address, size_t size, uint64_t now, fa_evicted *evicted) {
+void fa_cache_put(fa_cache *cache, void *address, size_t size, uint64_t freed_at, fa_evicted *evicted) {
     if (size > cache->limit) {
         evicted->entry[evicted->count++] = (fa_cached){.address = address, .size = size};
         return;
     }
-    fa_cache_purge(cache, now, cache->limit - size, evicted);
+    fa_cache_purge(cache, freed_at, cache->limit - size, evicted);
     if (cache->count == FA_CACHE_ENTRIES) evict_oldest(cache, evicted);
-    cache->entry[cache->count++] = (fa_cached){.address = address, .size = size, .freed_at = now};
+    uint32_t at = cache->count++;
+    for (; at > 0 && cache->entry[at - 1].freed_at > freed_at; at--) cache->entry[at] = cache->entry[at - 1];
+    cache->entry[at] = (fa_cached){.address = address, .size = size, .freed_at = freed_at};
     cache->bytes += size;
 }
 
+static bool is_old(const fa_cache *cache, uint64_t now) {
+    uint64_t freed_at = cache->entry[0].freed_at;
+    return cache->age != 0 && now > freed_at && now - freed_at >= cache->age;
+}
+
 void fa_cache_purge(fa_cache *cache, uint64_t now, size_t keep, fa_evicted *evicted) {
-    while (cache->count > 0 && (cache->bytes > keep || (cache->age != 0 && now - cache->entry[0].freed_at >= cache->age)))
-        evict_oldest(cache, evicted);
+    while (cache->count > 0 && (cache->bytes > keep || is_old(cache, now))) evict_oldest(cache, evicted);
 }
 
 bool fa_cache_is_valid(const fa_cache *cache) {

@@ -45,17 +45,18 @@ bool fa_cache_take(fa_cache *cache, size_t size, size_t alignment, fa_cached *ta
  * For owners whose blocks may be cut and joined as they like (pages of the system, say), in multiples of their unit:
  * cut takes `size` bytes from the beginning of the smallest block that is larger; join takes the neighbours of a block that
  * is about to be put out of the cache and makes it one with them, unless that is more than the limit; shrink takes `excess`
- * bytes from the end of the oldest block, if it is larger.
+ * bytes from the end of the oldest block, if it is larger. If join is told a time, it makes it the mean, weighted by bytes: a
+ * busy corner does not keep a gigabyte for ever, nor an old corner send it away.
  */
 bool fa_cache_cut(fa_cache *cache, size_t size, fa_cached *taken);
-void fa_cache_join(fa_cache *cache, void **address, size_t *size);
+void fa_cache_join(fa_cache *cache, void **address, size_t *size, uint64_t *freed_at);
 bool fa_cache_shrink(fa_cache *cache, size_t excess, fa_cached *tail);
 
 /* An entry of the cache, whole, and out of it. */
 void fa_cache_take_entry(fa_cache *cache, const fa_cached *entry, fa_cached *taken);
 
-/* Keeps the block, or puts it into `evicted` if it is larger than the limit; others may have to go for it. */
-void fa_cache_put(fa_cache *cache, void *address, size_t size, uint64_t now, fa_evicted *evicted);
+/* `freed_at` is now, or a mean of join. Keeps the block, or puts it into `evicted` if it is larger than the limit; others may have to go for it. */
+void fa_cache_put(fa_cache *cache, void *address, size_t size, uint64_t freed_at, fa_evicted *evicted);
 
 /* What is older than the age, and the oldest beyond `keep` bytes, go. */
 void fa_cache_purge(fa_cache *cache, uint64_t now, size_t keep, fa_evicted *evicted);

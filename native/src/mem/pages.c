@@ -179,8 +179,7 @@ bool fa_pages_init(fa_pages *pages, const fa_os *os, size_t bytes) {
 
 void fa_pages_destroy(fa_pages *pages) {
     if (pages->bytes != 0) (void)pages->os->release(pages->base, pages->bytes);
-    pages->bytes = 0;
-    pages->base = NULL;
+    memset(pages, 0, sizeof *pages);
 }
 
 /* ---- taking and giving -------------------------------------------------------------------------------------------- */
