@@ -387,7 +387,7 @@ FA_COLD static fa_status free_large(fa_array_heap *heap, void *block) {
     heap->large_live -= room;
     fa_evicted evicted;
     evicted.count = 0;
-    fa_cache_join(&heap->cache, &block, &room, NULL);
+    fa_cache_join(&heap->cache, &block, &room);
     fa_cache_put(&heap->cache, block, room, heap->os->milliseconds(), &evicted);
     release_evicted(heap, &evicted);
     return FA_OK;

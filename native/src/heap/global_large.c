@@ -218,7 +218,7 @@ static void cache(void *block, size_t room) {
     evicted.count = 0;
     lock();
     uint64_t freed_at = fa_global_now();
-    fa_cache_join(&large.cache, &block, &room, &freed_at);
+    fa_cache_join_mean(&large.cache, &block, &room, &freed_at);
     fa_cache_put(&large.cache, block, room, freed_at, &evicted);
     unlock();
     release_evicted(&evicted);

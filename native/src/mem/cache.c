@@ -56,16 +56,16 @@ void fa_cache_take_entry(fa_cache *cache, const fa_cached *entry, fa_cached *tak
     remove_at(cache, (uint32_t)(entry - cache->entry));
 }
 
-void fa_cache_join(fa_cache *cache, void **address, size_t *size, uint64_t *freed_at) {
+void fa_cache_join_mean(fa_cache *cache, void **address, size_t *size, uint64_t *freed_at) {
     for (uint32_t i = cache->count; i-- > 0;) {
         const fa_cached entry = cache->entry[i];
         bool below = (unsigned char *)entry.address + entry.size == (unsigned char *)*address;
         bool above = (unsigned char *)*address + *size == (unsigned char *)entry.address;
         if ((!below && !above) || entry.size > cache->limit - fa_min(*size, cache->limit)) continue;
         if (below) *address = entry.address;
-        if (freed_at != NULL) /* in parts of 4 KiB: nothing wraps */
-            *freed_at = entry.freed_at +
-                        (*freed_at - entry.freed_at) * (*size >> 12) / fa_max((*size >> 12) + (entry.size >> 12), 1);
+        /* In parts of 4 KiB: nothing wraps. */
+        uint64_t later = *freed_at > entry.freed_at ? *freed_at - entry.freed_at : 0;
+        *freed_at = entry.freed_at + later * (*size >> 12) / fa_max((*size >> 12) + (entry.size >> 12), 1);
         *size += entry.size;
         remove_at(cache, i);
     }

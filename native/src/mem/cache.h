@@ -45,11 +45,15 @@ bool fa_cache_take(fa_cache *cache, size_t size, size_t alignment, fa_cached *ta
  * For owners whose blocks may be cut and joined as they like (pages of the system, say), in multiples of their unit:
  * cut takes `size` bytes from the beginning of the smallest block that is larger; join takes the neighbours of a block that
  * is about to be put out of the cache and makes it one with them, unless that is more than the limit; shrink takes `excess`
- * bytes from the end of the oldest block, if it is larger. If join is told a time, it makes it the mean, weighted by bytes: a
- * busy corner does not keep a gigabyte for ever, nor an old corner send it away.
+ * bytes from the end of the oldest block, if it is larger. join_mean also makes a time the mean, weighted by bytes: a busy
+ * corner does not keep a gigabyte for ever, nor an old corner send it away.
  */
 bool fa_cache_cut(fa_cache *cache, size_t size, fa_cached *taken);
-void fa_cache_join(fa_cache *cache, void **address, size_t *size, uint64_t *freed_at);
+void fa_cache_join_mean(fa_cache *cache, void **address, size_t *size, uint64_t *freed_at);
+static inline void fa_cache_join(fa_cache *cache, void **address, size_t *size) {
+    uint64_t unused = 0;
+    fa_cache_join_mean(cache, address, size, &unused);
+}
 bool fa_cache_shrink(fa_cache *cache, size_t excess, fa_cached *tail);
 
 /* An entry of the cache, whole, and out of it. */
