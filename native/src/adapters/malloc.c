@@ -115,6 +115,14 @@ EXPORT void *pvalloc(size_t size) {
 }
 
 EXPORT size_t malloc_usable_size(void *block) { return fa_global_usable_size(block); }
+/* Not every C library has these, or declares them. */
+EXPORT int malloc_trim(size_t pad);
+EXPORT int mallopt(int parameter, int value);
+EXPORT int malloc_info(int options, FILE *stream);
+EXPORT void malloc_stats(void);
+EXPORT void *pvalloc(size_t size);
+EXPORT void *valloc(size_t size);
+
 EXPORT int malloc_trim(size_t pad) {
     (void)pad;
     return fa_global_trim(true);
@@ -127,6 +135,7 @@ EXPORT int mallopt(int parameter, int value) {
     return 1;
 }
 
+#if defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 33)
 EXPORT struct mallinfo2 mallinfo2(void) {
     fa_global_stats stats;
     fa_global_get_stats(&stats);
@@ -158,6 +167,7 @@ EXPORT struct mallinfo mallinfo(void) {
     };
 }
 #pragma GCC diagnostic pop
+#endif
 
 /* ---- C++ ---------------------------------------------------------------------------------------------------------- */
 
