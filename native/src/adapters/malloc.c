@@ -8,6 +8,7 @@
  *     FASTALLOC_DECAY         seconds after which unused memory is given back; 0: never    10
  *     FASTALLOC_HUGE_PAGES    off or transparent                                      off
  *     FASTALLOC_ZERO_ON_FREE  1: every byte of a block is zeroed when it is freed      0
+ *     FASTALLOC_HARDENED      reserved
  *     FASTALLOC_STATS         1: a table on standard error at exit                     0
  *     FASTALLOC_REPORT        a file for the same as JSON at exit; %p is the process's number
  *
@@ -383,6 +384,9 @@ __attribute__((constructor(101))) static void process_begins(void) {
 
     /* First of all to be registered: prepare runs last, the others run first, so other handlers may allocate. */
     (void)fa_os_platform()->at_fork(fa_global_fork_prepare, fa_global_fork_parent, fa_global_fork_child);
+
+    /* The name is taken: a program that counts on it must know that it is not there. */
+    if (flag_setting("FASTALLOC_HARDENED")) complain("FASTALLOC_HARDENED", "1", "not in this version");
 
     at_exit.process = getpid();
     const char *report = secure_getenv("FASTALLOC_REPORT");
