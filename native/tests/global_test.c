@@ -64,7 +64,7 @@ static void on_threads(unsigned count, void *(*run)(void *)) {
 
 /* ---- every fault, first ------------------------------------------------------------------------------------------- */
 
-typedef enum call { RESERVE, COMMIT, DECOMMIT, REMAP, MOVE, RELEASE, FENCE, EXIT_KEY, CALLS } call;
+typedef enum call { RESERVE, COMMIT, DECOMMIT, MOVE, RELEASE, FENCE, EXIT_KEY, CALLS } call;
 
 static struct {
     call kind;
@@ -85,9 +85,6 @@ static int f_reserve(size_t size, size_t alignment, void **address) {
 }
 static int f_commit(void *address, size_t size) { return fails(COMMIT) ? ENOMEM : real->commit(address, size); }
 static int f_decommit(void *address, size_t size) { return fails(DECOMMIT) ? EINVAL : real->decommit(address, size); }
-static int f_remap(void *address, size_t old_size, size_t new_size, void **moved) {
-    return fails(REMAP) ? ENOMEM : real->remap(address, old_size, new_size, moved);
-}
 static int f_move(void *address, size_t size, void *to) { return fails(MOVE) ? EFAULT : real->move(address, size, to); }
 static int f_release(void *address, size_t size) { return fails(RELEASE) ? ENOMEM : real->release(address, size); }
 static int f_fence(bool prepare) { return fails(FENCE) ? EPERM : real->fence_threads(prepare); }
@@ -118,7 +115,6 @@ static int scenario(void *unused) {
     os.reserve = f_reserve;
     os.commit = f_commit;
     os.decommit = f_decommit;
-    os.remap = f_remap;
     os.move = f_move;
     os.release = f_release;
     os.fence_threads = f_fence;
@@ -166,7 +162,7 @@ TEST(every_fault_of_the_operating_system_is_survived) {
     for (call kind = 0; kind < CALLS; kind++) {
         for (int for_ever = 0; for_ever < 2; for_ever++) {
             int after = 0;
-            for (bool reached = true; reached; after += (SLOW ? 7 : 1) + after / 3) {
+            for (bool reached = true; reached; after += (SLOW ? 15 : 1) + after / 2) {
                 fault.kind = kind;
                 fault.after = after;
                 fault.for_ever = for_ever == 1;

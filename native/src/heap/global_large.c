@@ -148,42 +148,50 @@ static void take_pieces(size_t need, pieces *taken) {
     }
 }
 
-/* A block of `room` bytes: `head`, if there is one, then the pieces, then new pages. The head is as it was if that fails; the
- * pieces are gone in any case. */
-static void *assemble(void *head, size_t head_size, const pieces *parts, size_t room, size_t alignment) {
-    const fa_os *os = fa_the_heap.os;
-    unsigned char *block = map(room, alignment);
-    size_t at = head_size;
-    if (block != NULL && head != NULL && os->move(head, head_size, block) != 0) {
-        (void)os->release(block, room);
-        FA_UNCOUNT(reserved, room);
-        block = NULL;
-    }
+/* Puts the pieces where a mapped block begins at `at`. One that cannot be moved is given back: there are new pages in its place. */
+static void move_pieces(const pieces *parts, unsigned char *at) {
     for (uint32_t i = 0; i < parts->count; i++) {
         const fa_cached *piece = &parts->piece[i];
-        /* A piece that cannot be moved is one that is given back: there are new pages in its place. */
-        if (block == NULL || os->move(piece->address, piece->size, block + at) != 0) {
-            (void)os->release(piece->address, piece->size);
+        if (fa_the_heap.os->move(piece->address, piece->size, at) != 0) {
+            (void)fa_the_heap.os->release(piece->address, piece->size);
             FA_COUNT(returned, piece->size);
         } else {
             FA_COUNT(large_reused, piece->size);
         }
         at += piece->size;
     }
-    FA_UNCOUNT(reserved, parts->bytes + (block != NULL ? head_size : 0));
-    if (block != NULL && parts->count > 0) FA_COUNT(assembled, 1);
-    return block;
+    FA_UNCOUNT(reserved, parts->bytes);
+    if (parts->count > 0) FA_COUNT(assembled, 1);
 }
 
-/* What was taken from the system, or out of the cache, becomes a live block. */
-static void *enter_new(void *block, size_t room) {
-    if (block == NULL) return NULL;
+static void unmap(void *block, size_t room) {
+    (void)fa_the_heap.os->release(block, room);
+    FA_UNCOUNT(reserved, room);
+}
+
+static void cache(void *block, size_t room) {
+    fa_evicted evicted;
+    evicted.count = 0;
+    lock();
+    uint64_t freed_at = fa_global_now();
+    fa_cache_join_mean(&large.cache, &block, &room, &freed_at);
+    fa_cache_put(&large.cache, block, room, freed_at, &evicted);
+    unlock();
+    release_evicted(&evicted);
+}
+
+static void *alloc_new(size_t room, size_t alignment, const pieces *parts) {
+    void *block = map(room, alignment);
+    if (block == NULL) {
+        for (uint32_t i = 0; i < parts->count; i++) cache(parts->piece[i].address, parts->piece[i].size);
+        return NULL;
+    }
+    move_pieces(parts, block);
     lock();
     bool entered = enter(block, room);
     unlock();
     if (entered) return block;
-    (void)fa_the_heap.os->release(block, room);
-    FA_UNCOUNT(reserved, room);
+    unmap(block, room);
     return NULL;
 }
 
@@ -196,14 +204,16 @@ void *fa_large_alloc(size_t size, size_t alignment, bool zeroed) {
     evicted.count = 0;
     lock();
     bool hit = take_cached(room, alignment, &found);
-    if (!hit) {
+    if (hit && !enter(found.address, found.size)) { /* there is no memory for the table */
+        fa_cache_put(&large.cache, found.address, found.size, fa_global_now(), &evicted);
+        found.address = NULL;
+    } else if (!hit) {
         if (fa_the_heap.os->move != NULL) take_pieces(room, &parts);
         make_way(room - parts.bytes, &evicted);
     }
     unlock();
     release_evicted(&evicted);
-    if (!hit) found.address = assemble(NULL, 0, &parts, room, alignment);
-    void *block = enter_new(found.address, found.size);
+    void *block = hit ? found.address : alloc_new(room, alignment, &parts);
     if (block == NULL) return NULL;
     if (hit) FA_COUNT(large_reused, found.size);
     if (hit || parts.count > 0) FA_COUNT(cache_hits, 1);
@@ -211,17 +221,6 @@ void *fa_large_alloc(size_t size, size_t alignment, bool zeroed) {
     size_t used = hit ? size : fa_min(size, parts.bytes);
     if (zeroed && used > 0 && (size < LAZY_ZEROS || fa_the_heap.os->decommit(block, found.size) != 0)) memset(block, 0, used);
     return block;
-}
-
-static void cache(void *block, size_t room) {
-    fa_evicted evicted;
-    evicted.count = 0;
-    lock();
-    uint64_t freed_at = fa_global_now();
-    fa_cache_join_mean(&large.cache, &block, &room, &freed_at);
-    fa_cache_put(&large.cache, block, room, freed_at, &evicted);
-    unlock();
-    release_evicted(&evicted);
 }
 
 bool fa_large_free(void *block) {
@@ -242,36 +241,74 @@ size_t fa_large_usable_size(const void *block) {
     return room;
 }
 
-void *fa_large_realloc(void *block, size_t old_room, size_t size) {
+/* What is behind the new end goes to the cache. */
+static void *shrink(void *block, size_t old_room, size_t room) {
+    unsigned char *tail = (unsigned char *)block + room;
+    if (atomic_load_explicit(&fa_the_heap.zero_on_free, memory_order_relaxed)) fa_secure_zero(tail, old_room - room);
+    lock();
+    fa_table_find(&large.table, block)->value = room;
+    FA_UNCOUNT(large_bytes, old_room - room);
+    unlock();
+    cache(tail, old_room - room);
+    return block;
+}
+
+/* With the lock: the entry of one block becomes that of another. False if the table would have to grow, and cannot. */
+static bool replace(void *from, void *to, size_t room, size_t old_room) {
+    if (!fa_table_insert(&large.table, fa_the_heap.os, to, room)) return false;
+    fa_table_remove(&large.table, fa_table_find(&large.table, from));
+    size_t live = FA_COUNT(large_bytes, room - old_room) + (room - old_room);
+    if (live > large.period_peak) large.period_peak = live;
+    fa_global_note_peak();
+    return true;
+}
+
+/* With the lock: as it was. The place in the table is the one that the other entry leaves: nothing can fail. */
+static void put_back(void *from, void *to, size_t room, size_t old_room) {
+    fa_table_remove(&large.table, fa_table_find(&large.table, to));
+    (void)fa_table_insert(&large.table, fa_the_heap.os, from, old_room);
+    FA_UNCOUNT(large_bytes, room - old_room);
+}
+
+static void *grow(void *block, size_t old_room, size_t room) {
     const fa_os *os = fa_the_heap.os;
     fa_evicted evicted;
-    pieces parts = {.count = 0};
-    size_t room = room_for(size);
-    if (room == 0) return NULL;
-    if (size <= old_room && old_room - size <= old_room / FA_CACHE_WASTE) return block;
+    pieces parts;
     evicted.count = 0;
-    /* Not in the table while it moves: its old place may be somebody else's before its new one is known. */
+    if (os->move == NULL) return NULL;
+    unsigned char *moved = map(room, 1);
+    if (moved == NULL) return NULL;
     lock();
-    (void)leave(block);
-    if (room > old_room) {
-        if (os->move != NULL) take_pieces(room - old_room, &parts);
-        make_way(room - parts.bytes, &evicted);
+    /* Renamed before it moves: its old place may be somebody else's the moment it is gone. */
+    bool entered = replace(block, moved, room, old_room);
+    unlock();
+    if (entered && os->move(block, old_room, moved) != 0) {
+        lock();
+        put_back(block, moved, room, old_room);
+        unlock();
+        entered = false;
     }
+    if (!entered) {
+        unmap(moved, room);
+        return NULL;
+    }
+    lock();
+    take_pieces(room - old_room, &parts);
+    make_way(0, &evicted);
     unlock();
     release_evicted(&evicted);
-    void *moved = NULL;
-    if (parts.count > 0) {
-        moved = assemble(block, old_room, &parts, room, 1);
-    } else if (os->remap(block, old_room, room, &moved) == 0) {
-        FA_COUNT(reserved, room - old_room);
-    }
-    if (moved != NULL) FA_COUNT(moved, 1);
-    lock();
-    bool entered = enter(moved != NULL ? moved : block, moved != NULL ? room : old_room);
-    unlock();
-    FA_ASSERT(entered); /* it had a place in the table */
-    (void)entered;
+    move_pieces(&parts, moved + old_room);
+    FA_UNCOUNT(reserved, old_room);
+    FA_COUNT(moved, 1);
     return moved;
+}
+
+void *fa_large_realloc(void *block, size_t old_room, size_t size) {
+    size_t room = room_for(size);
+    if (room == 0) return NULL;
+    if (room > old_room) return grow(block, old_room, room);
+    if (old_room - room <= old_room / FA_CACHE_WASTE) return block;
+    return shrink(block, old_room, room);
 }
 
 void fa_large_purge(size_t now, size_t keep) {
