@@ -182,6 +182,8 @@ class MallocFields:
     """Bytes: of cached large blocks handed out again: likewise."""
     returned: int
     """Bytes: given back to the system so far."""
+    assembled: int
+    """Of them, put together from several cached ones by moving pages."""
     moved: int
     """Reallocations that moved pages instead of copying bytes."""
     stolen: int
@@ -223,6 +225,7 @@ MALLOC_UNITS = {
     "pages_reused": "bytes",
     "large_reused": "bytes",
     "returned": "bytes",
+    "assembled": "count",
     "moved": "count",
     "stolen": "count",
     "fallbacks": "count",
