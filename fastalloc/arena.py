@@ -121,7 +121,7 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
     secret_memory : bool or {"off", "try", "require"}, optional
         For a witness arena: memory that is out of the kernel's own map, and so out of reach of debuggers, core dumps
         and the kernel's own faults (memfd_secret; Linux). It is always locked, and counts against RLIMIT_MEMLOCK.
-        System calls cannot reach it either: a file is not read into it nor written from it. True is "require".
+        Ordinary reads and writes of files work on it, direct I/O does not. True is "require".
     on_full : {"fail", "fallback"}, optional
         Whether a block for which there is no room fails, or comes from malloc and is counted. Unless given: fallback,
         but a witness arena always fails: secrets never leave protected memory.
@@ -402,8 +402,9 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
 
         Whoever touches one all the same dies with SIGSEGV: it is the processor that refuses, in every thread, and no
         exception can be made of it. So seal when nobody works with the secrets, and open with `with arena.unsealed()`.
-        An array may be freed: it is wiped through the seal. So do reset(), rewind(), wipe() and close(). New arrays,
-        blocks and resizes are a SealedError (NumPy's own functions raise MemoryError).
+        An array may be freed: it is wiped through the seal (not one of objects, which NumPy reads to free it). So do
+        reset(), rewind(), wipe() and close(). New arrays, blocks and resizes are a SealedError (NumPy's own functions
+        raise MemoryError).
 
         Parameters
         ----------

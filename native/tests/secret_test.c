@@ -6,6 +6,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#define _FILE_OFFSET_BITS 64 /* addresses in /proc/self/mem, also of 32 bits */
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
@@ -680,6 +681,12 @@ static int destroys_first(void *argument) {
     return noted.count;
 }
 
+static int trims_first(void *argument) {
+    seen_block *seen = argument;
+    CHECK(fa_arena_trim(seen->arena, 0) == FA_OK && is_zero(seen->block, seen->size));
+    return goes_on(argument);
+}
+
 static int uses_a_fresh_arena(void *argument) {
     const seen_block *seen = argument;
     fa_arena *fresh = new_arena(FA_WITNESS, MIB);
@@ -707,6 +714,7 @@ TEST(a_forked_child_goes_on_with_any_witness_arena) {
         passes_in_child(goes_on, &seen);
         passes_in_child(frees_first, &seen);
         passes_in_child(destroys_first, &seen);
+        passes_in_child(trims_first, &seen);
         passes_in_child(uses_a_fresh_arena, &seen);
 
 #if HAS_FORK

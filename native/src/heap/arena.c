@@ -668,6 +668,7 @@ fa_status fa_arena_trim(fa_arena *arena, size_t keep) {
     trim_job job = {.arena = arena, .keep = keep, .status = FA_OK};
     if (!arena->mapped) fa_bumped_retract(arena);
     lock(arena);
+    fa_secret_enter(arena);
     if (arena->mapped) {
         fa_blocks_each_free(&arena->blocks, trim_block, &job);
         size_t cursor = (size_t)arena->blocks.cursor << arena->blocks.shift, high = high_page(arena);

@@ -264,7 +264,8 @@ static fa_status unmap_above(fa_region *region, size_t keep) {
     record->lock_wanted = record->locked;
     record->no_dump = fa_min((size_t)record->no_dump, ordinary);
     record->wipe_on_fork = fa_min((size_t)record->wipe_on_fork, ordinary);
-    region->secret = record->secret = record->no_fork = secret;
+    region->secret = secret;
+    record->secret = record->no_fork = secret;
     region->committed = keep;
     region->used = fa_min(region->used, keep);
     region->secret_failed = region->lock_failed = false;
@@ -288,7 +289,10 @@ fa_status fa_region_shrink(fa_region *region, size_t end) {
     size_t keep;
     if (region->lost || !fa_align_up(end, region->page, &keep)) return FA_OK;
     if (region->secret_memory != FA_OFF) return unmap_above(region, keep);
-    if (region->pages != FA_OFF) return FA_OK; /* what is closed is not locked */
+    if (region->pages != FA_OFF) { /* what is closed is not locked */
+        region->lock_failed = false;
+        return FA_OK;
+    }
     if (record->locked > keep) {
         if (region->os->unlock(region->base + keep, (size_t)record->locked - keep) != 0) return FA_ERR_LOCK;
         record->locked = keep;
@@ -406,7 +410,8 @@ void fa_region_fork_child(fa_region *region) {
     if (by_pages) record->lock_wanted = 0;
     region->lock_failed = false;
     if (region->secret > 0 && renew_secret(region) != FA_OK) {
-        record->secret = record->no_fork = record->lock_wanted = region->secret = 0;
+        record->secret = record->no_fork = record->lock_wanted = 0;
+        region->secret = 0;
         region->lost = true;
         return;
     }
