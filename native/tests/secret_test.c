@@ -612,13 +612,13 @@ TEST(what_cannot_be_sealed_says_so) {
 /* Threads that free while others seal: a large block is zeroed outside the lock. */
 static void *free_blocks(void *argument) {
     fa_arena *arena = argument;
-    for (size_t i = 0; i < (UNDER_SANITIZER || UNDER_VALGRIND ? 300 : 3000); i++)
-        fa_arena_free(arena, fa_arena_alloc(arena, i % 2 == 0 ? 20000 : 100, 0), 0);
+    for (size_t i = 0; i < (UNDER_SANITIZER || UNDER_VALGRIND ? 200 : 1000); i++)
+        fa_arena_free(arena, fa_arena_alloc(arena, i % 2 == 0 ? 300000 : 100, 0), 0);
     return NULL;
 }
 static void *seal_and_unseal(void *argument) {
     fa_arena *arena = argument;
-    for (size_t i = 0; i < (UNDER_SANITIZER || UNDER_VALGRIND ? 300 : 3000); i++) {
+    for (size_t i = 0; i < (UNDER_SANITIZER || UNDER_VALGRIND ? 200 : 1000); i++) {
         CHECK(fa_arena_seal(arena, i % 2 == 0 ? FA_SEAL_READ : FA_SEAL_NONE) == FA_OK);
         if (i % 3 == 0) CHECK(fa_arena_unseal(arena) == FA_OK);
         CHECK(fa_arena_unsealed_begin(arena) == FA_OK);
