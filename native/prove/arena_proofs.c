@@ -45,11 +45,11 @@ PROOF(arena_rounding) {
  */
 PROOF(metadata_parts_are_apart) {
     const size_t slots = ANY, page_log2 = ANY;
-    const bool mapped = (ANY & 1) != 0;
+    const bool mapped = (ANY & 1) != 0, witness = (ANY & 1) != 0;
     ASSUME(page_log2 >= 12 && page_log2 <= 16);
     const size_t page = (size_t)1 << page_log2;
     metadata_layout at = {0};
-    if (!lay_out(&at, mapped, slots, page)) {
+    if (!lay_out(&at, mapped, witness, slots, page)) {
         SHOW(mapped && slots > SIZE_MAX / 64);
         PROVED;
     }
@@ -57,8 +57,9 @@ PROOF(metadata_parts_are_apart) {
     const size_t marks_end = at.marks + (mapped ? 0 : FA_MAX_LEVELS * sizeof(fa_bump_mark));
     const size_t threads_end = at.threads + (mapped ? 0 : (MAX_THREADS + 1) * sizeof(fa_thread));
     SHOW(at.levels >= sizeof(fa_arena) && levels_end <= at.marks && marks_end <= at.threads && threads_end <= at.links);
-    SHOW(at.links <= at.entries && at.entries <= at.size && at.entries % page == 0 && at.size % page == 0);
+    SHOW(at.links <= at.entries && at.entries <= at.alive && at.alive <= at.size);
+    SHOW(((at.entries | at.alive | at.size) & (page - 1)) == 0 && (!witness || at.size - at.alive == page));
     SHOW(!mapped || slots <= (at.entries - at.links) / sizeof(fa_link));
-    SHOW(!mapped || slots <= (at.size - at.entries) / sizeof(uint64_t));
+    SHOW(!mapped || slots <= (at.alive - at.entries) / sizeof(uint64_t));
     PROVED;
 }

@@ -25,7 +25,7 @@ PROOF(regions_hold_what_was_asked) {
     ASSUME(page_log2 >= 12 && page_log2 <= 16 && alignment_log2 <= 21 && capacity > 0);
     const size_t page = (size_t)1 << page_log2, alignment = (size_t)1 << alignment_log2;
     const fa_region_spec spec = {.capacity = capacity, .alignment = alignment, .guard_pages = guard};
-    os.lazy_commit = false;
+    os.traps = true;
     os.reserve = note_reserve;
     region.os = &os;
     region.page = page;
