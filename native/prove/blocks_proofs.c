@@ -105,6 +105,7 @@ PROOF(entries_know_the_size) {
     const size_t size = ANY;
     ASSUME(capacity >= PAGE);
     arena.blocks = map;
+    arena.granules = map.granules;
     arena.blocks.entry = entries;
     size_t whole;
     const bool in_pages = size >= LARGE && fa_align_up(size, PAGE, &whole);

@@ -35,8 +35,8 @@
 #define EACH(count) (each)
 #define ASSUME(condition)                                                                                              \
     if (!(condition)) return
-/* A sum, not a branch: each branch doubles the paths. */
-#define SHOW(condition) (*broken += !(condition))
+/* A bit, not a branch: each branch doubles the paths. */
+#define SHOW(condition) (*broken |= !(condition))
 #define PROVED return
 
 #endif
