@@ -74,38 +74,25 @@ PROOF(bump_take) {
 }
 
 /* Refuted by
- *   mem/bump.c
- *   - if (size > bump->limit - start) return false;
- *   + if (start + size > bump->limit) return false;
- *   mem/bump.c
- *   - bool topmost = current && chunk_end == shared;
- *   + bool topmost = current;
  *   mem/bump.h
  *   - *offset = address - phase;
  *   + *offset = fa_align_down(cursor, alignment);
+ *   mem/bump.h
+ *   - return *offset <= bump->limit;
+ *   + return true;
  */
-PROOF(bump_refill) {
-    ANY_BUMP_AND_CHUNK;
-    const size_t size = ANY, phase = ANY, alignment = (size_t)1 << EACH(22);
-    ASSUME(phase < FA_MAX_ALIGNMENT && size > 0);
-    ASSUME(limit <= SIZE_MAX - phase); /* the region is addresses, and the phase at most that of its base */
+PROOF(bump_align) {
+    const size_t limit = ANY, cursor = ANY, alignment = ANY, phase = ANY;
+    ASSUME(fa_is_power_of_two(alignment) && alignment <= FA_MAX_ALIGNMENT && phase < FA_MAX_ALIGNMENT);
+    ASSUME(limit <= SIZE_MAX - phase && cursor <= limit); /* the region is addresses, and the phase at most that of its base */
+    bump.limit = limit;
     size_t offset;
-    if (!fa_bump_refill(&bump, &chunk, size, alignment, phase, &offset)) {
-        SHOW(bump.cursor == shared && chunk.cursor == cursor && chunk.end == end);
+    if (!fa_bump_align(&bump, cursor, alignment, phase, &offset)) {
+        SHOW(cursor + phase > SIZE_MAX - (alignment - 1) || limit - cursor < alignment); /* refused only what is beyond */
         PROVED;
     }
+    SHOW(offset >= cursor && offset - cursor < alignment && offset <= limit);
     SHOW(((offset + phase) & (alignment - 1)) == 0);
-    SHOW(offset <= limit && size <= limit - offset); /* in bounds, and the sum does not wrap */
-    const size_t block_end = offset + size;
-    /* Disjoint from whatever is anybody's: in what is left of our chunk and above everything taken, or in our chunk alone. */
-    const bool ours = current & (offset >= cursor), in_chunk = ours & (block_end <= end);
-    SHOW(in_chunk | (offset >= shared) | (ours & (end == shared)));
-    SHOW(in_chunk | (bump.cursor >= block_end));
-    /* What is left of the chunk is disjoint from the block. */
-    SHOW((chunk.epoch != epoch) | (chunk.cursor >= block_end) | (chunk.end <= offset) | (chunk.cursor == chunk.end));
-    /* And the chunk did not grow into what others have. */
-    SHOW((chunk.epoch != epoch) | (chunk.cursor == chunk.end) | (chunk.cursor >= shared) | current);
-    SHOW_INVARIANTS;
     PROVED;
 }
 

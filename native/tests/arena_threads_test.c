@@ -109,7 +109,7 @@ static void *churn(void *argument) {
     random_source random = {100 + self->index};
     unsigned char *blocks[32] = {NULL};
     size_t sizes[32] = {0};
-    for (size_t step = 0; step < 3000; step++) {
+    for (size_t step = 0; step < (UNDER_VALGRIND ? 300 : 3000); step++) {
         const size_t slot = random_below(&random, 32);
         if (blocks[slot] != NULL && !is_filled(blocks[slot], sizes[slot], slot)) self->errors++;
         if (step % 4 == 0 && blocks[slot] != NULL) {

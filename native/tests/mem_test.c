@@ -6,6 +6,7 @@
  */
 #include "faulty_os.h"
 #include "heap/manager.h"
+#include "mem/bump.h"
 #include "mem/cache.h"
 #include "mem/pool.h"
 #include "mem/slabs.h"
@@ -74,6 +75,55 @@ TEST(a_table_keeps_the_room_of_an_entry_that_is_out) {
     CHECK(fa_table_insert(&table, &os, (void *)(501 * 4096), 501) && fa_table_is_valid(&table));
     fa_table_destroy(&table, &os);
     CHECK(fault.mapped == 0);
+}
+
+/* ---- bump: every state of a cursor and a chunk in a small region ------------------------------------------------------ */
+
+typedef struct bump_case {
+    size_t limit, shared, cursor, end, spare, size, alignment, phase;
+    bool current;
+} bump_case;
+
+/* A refill in this state: what it gives is aligned, inside, and nobody's; what is left of the chunk is apart from it. */
+static void try_refill(const bump_case *at) {
+    fa_bump bump = {.epoch = 7, .limit = at->limit, .chunk = at->spare, .cursor = at->shared};
+    fa_chunk chunk = {.cursor = at->cursor, .end = at->end, .epoch = at->current ? 7 : 6};
+    size_t offset = SIZE_MAX;
+    if (!fa_bump_refill(&bump, &chunk, at->size, at->alignment, at->phase, &offset)) {
+        CHECK(bump.cursor == at->shared && chunk.cursor == at->cursor && chunk.end == at->end);
+        return;
+    }
+    const size_t end = offset + at->size;
+    const bool ours = at->current && offset >= at->cursor, in_chunk = ours && end <= at->end;
+    CHECK((offset + at->phase) % at->alignment == 0 && end <= at->limit);
+    CHECK(in_chunk || offset >= at->shared || (ours && at->end == at->shared));
+    CHECK(in_chunk || bump.cursor >= end);
+    CHECK(bump.cursor >= at->shared && bump.cursor <= at->limit && chunk.cursor <= chunk.end);
+    if (chunk.epoch != 7 || chunk.cursor == chunk.end) return;
+    CHECK(chunk.end <= bump.cursor && (chunk.cursor >= end || chunk.end <= offset));
+    CHECK(chunk.cursor >= (at->current && at->cursor < at->end ? at->cursor : at->shared));
+}
+
+/* All that the invariants of bump.h allow. */
+TEST(every_refill_of_a_small_region_takes_what_is_nobodys) {
+    const size_t most = UNDER_VALGRIND ? 2 : UNDER_SANITIZER ? 3 : 5;
+    bump_case at;
+    uint64_t tried = 0;
+    for (at.limit = 0; at.limit <= most; at.limit++)
+        for (at.shared = 0; at.shared <= at.limit; at.shared++)
+            for (at.end = 0; at.end <= at.limit; at.end++)
+                for (at.cursor = 0; at.cursor <= at.end; at.cursor++)
+                    for (size_t rest = 0; rest < 2U * 6 * 8 * 3 * 4; rest++) {
+                        at.current = rest % 2 == 1;
+                        at.spare = rest / 2 % 6;
+                        at.size = rest / 12 % 8 + 1;
+                        at.alignment = (size_t)1 << rest / 96 % 3;
+                        at.phase = rest / 288;
+                        if (at.current && at.cursor < at.end && at.end > at.shared) continue;
+                        try_refill(&at);
+                        tried++;
+                    }
+    CHECK(tried > 1000);
 }
 
 /* ---- cache: cut, join, shrink --------------------------------------------------------------------------------------- */
