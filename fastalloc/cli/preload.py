@@ -69,6 +69,10 @@ def _file(text: str, name: str) -> str:
     return str(path)
 
 
+def _not_yet(_text: str, name: str) -> str:
+    raise ArgumentError(f"{name}: not in this version of fastalloc")
+
+
 def _word(text: str, _name: str) -> str:
     return text
 
@@ -113,7 +117,7 @@ OPTIONS = (
         choices=("off", "transparent"),
     ),
     Option("--zero-on-free", "FASTALLOC_ZERO_ON_FREE", "zero every block when it is freed"),
-    Option("--hardened", "FASTALLOC_HARDENED", "check every free, and stop the program at the first wrong one"),
+    Option("--hardened", "FASTALLOC_HARDENED", "not in this version: refused", check=_not_yet),
 )
 
 
