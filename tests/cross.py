@@ -246,12 +246,12 @@ def check(target: Target, build_only: bool = False) -> Outcome:
     if outcome.problem:
         return outcome
     run = start(target)
-    for program in programs(target):
+    for program in programs(target, [source.stem for source in sorted((NATIVE / "tests").glob("*_test.c"))]):
         outcome.programs += 1
         for name, problem, reason in results(run, program, one_by_one=target.triple.startswith("wasm")):
             if problem is not None:
                 outcome.failed.append(name)
-                outcome.output += problem
+                outcome.output += problem if problem not in outcome.output else ""
             elif reason:
                 outcome.skipped[reason] = outcome.skipped.get(reason, 0) + 1
             else:
@@ -259,15 +259,11 @@ def check(target: Target, build_only: bool = False) -> Outcome:
     return outcome
 
 
-def programs(target: Target) -> list[Path]:
-    """The test programs of a build, one for each source."""
+def programs(target: Target, names: list[str]) -> list[Path]:
+    """Those of the programs that were built."""
     directory = CROSS / target.triple / "tests"
-    found = (
-        next(directory.glob(f"{source.stem}{suffix}"), None)
-        for source in sorted((NATIVE / "tests").glob("*_test.c"))
-        for suffix in ("", ".exe", ".wasm")
-    )
-    return [path for path in found if path is not None]
+    paths = (directory / f"{name}{suffix}" for name in names for suffix in ("", ".exe", ".wasm"))
+    return [path for path in paths if path.is_file()]
 
 
 # ---- the table of docs/platforms.md ----------------------------------------------------------------------------------
@@ -292,7 +288,7 @@ COLUMNS = {
 
 def printed(target: Target) -> dict[str, str]:
     """What platforms.c finds on the target."""
-    (program,) = (CROSS / target.triple / "tests").glob("platforms*[!.pdb]")
+    (program,) = programs(target, ["platforms"])
     status, output = start(target)(program, [])
     if status != 0:
         raise RuntimeError(output)

@@ -134,6 +134,8 @@ __attribute__((unused)) static child_end run_in_child(int (*run)(void *), void *
         length += (size_t)got;
     }
     end.errors[length] = '\0';
+    char *of_qemu = strstr(end.errors, "qemu: "); /* which adds a line when its program dies */
+    if (of_qemu != NULL) *of_qemu = '\0';
     close(ends[0]);
     int status = 0;
     CHECK(waitpid(child, &status, 0) == child);

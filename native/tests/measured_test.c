@@ -79,6 +79,7 @@ TEST(a_reset_round_of_small_blocks_takes_no_page_fault) {
 
 /* A reset that visited blocks, or gave pages back, would touch memory or lose it. */
 TEST(a_reset_keeps_every_page_and_touches_none) {
+    NOT_UNDER_AN_EMULATOR;
     SKIP_IF(UNDER_SANITIZER, "ten million blocks");
     enum { BLOCKS = 10000000 };
     fa_arena *arena = new_arena(FA_SCRATCH, (size_t)BLOCKS * 16);

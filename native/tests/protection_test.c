@@ -168,6 +168,7 @@ static int all_bytes_are_there(void *argument) {
 }
 
 TEST(a_forked_child_sees_zeros_and_the_parent_its_secret) {
+    NOT_UNDER_AN_EMULATOR;
     fa_arena *arena = new_arena(FA_WITNESS, MIB);
     SKIP_IF(arena_protection(arena).wipe_on_fork == 0, "the kernel does not wipe on fork");
     seen_block seen = {arena, fa_arena_alloc(arena, 10000, 0), 10000};
@@ -433,6 +434,7 @@ TEST(the_kernel_agrees_with_the_record_of_protections) {
 }
 
 TEST(transparent_huge_pages_are_asked_for_on_an_aligned_region) {
+    NOT_UNDER_AN_EMULATOR;
     fa_arena_options options = arena_options(FA_POLYNOMIAL, 8 * MIB);
     options.huge_pages = FA_HUGE_TRANSPARENT;
     fa_arena *arena = arena_with(&options);
@@ -453,6 +455,7 @@ TEST(without_huge_pages_none_are_asked_for) {
 }
 
 TEST(reserved_huge_pages_are_had_or_fall_back_visibly) {
+    NOT_UNDER_AN_EMULATOR;
     const fa_huge_pages wanted[] = {FA_HUGE_TLB_2M, FA_HUGE_TLB_1G};
     FOR_EACH_KIND(kind) {
         for (size_t i = 0; i < 2; i++) {
@@ -505,6 +508,7 @@ static int create_beyond_the_address_space(void *unused) {
 #endif
 
 TEST(an_address_space_limit_is_met_with_an_error) {
+    NOT_UNDER_AN_EMULATOR;
     SKIP_IF(UNDER_SANITIZER, "a sanitizer needs the whole address space");
     passes_in_child(create_beyond_the_address_space);
 }

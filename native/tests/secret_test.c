@@ -698,6 +698,7 @@ static int uses_a_fresh_arena(void *argument) {
 }
 
 TEST(a_forked_child_goes_on_with_any_witness_arena) {
+    NOT_UNDER_AN_EMULATOR;
     FOR_EACH_WAY(way) {
         if (way->kind != FA_WITNESS) continue;
         memset(&noted, 0, sizeof noted);
@@ -744,6 +745,7 @@ static int sealed_in_child(void *argument) {
 }
 
 TEST(a_sealed_arena_is_sealed_in_a_forked_child) {
+    NOT_UNDER_AN_EMULATOR;
     FOR_EACH_WAY(way) {
         if (way->kind != FA_WITNESS) continue;
         fa_arena *arena = arena_of(way, 0);

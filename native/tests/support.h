@@ -26,6 +26,7 @@
 #define UNDER_VALGRIND (getenv("FASTALLOC_TEST_WRAPPER") != NULL)
 /* tests/cross.py sets it to this: slow, too, and the system is not quite what the emulator says. */
 #define UNDER_EMULATOR (UNDER_VALGRIND && strcmp(getenv("FASTALLOC_TEST_WRAPPER"), "qemu") == 0)
+#define NOT_UNDER_AN_EMULATOR SKIP_IF(UNDER_EMULATOR, "an emulator says yes to what it does not do")
 #if defined(__wasm__)
 #define HAS_THREADS false
 #else
