@@ -244,6 +244,7 @@ static void *allocate_and_wait_for_the_trim(void *argument) {
 }
 
 TEST(trims_of_two_threads_leave_their_chunks_apart) {
+    SKIP_IF(!HAS_THREADS, NO_THREADS);
     fa_arena *arena = new_arena(FA_SCRATCH, 64 * KIB);
     team both = {.arena = arena, .gate = {.members = 2}};
     pthread_t thread;

@@ -43,6 +43,7 @@ TEST(array_blocks_are_aligned_distinct_and_large_enough) {
 }
 
 TEST(array_heap_reuses_the_newest_and_keeps_pages) {
+    SKIP_IF(!fa_os_platform()->traps, "reservations are neighbours here, and cached blocks join");
     const fa_os os = faulty_os(true);
     no_fault();
     fa_array_heap *heap = new_heap(&os, 64 * MIB, 1000);
@@ -57,6 +58,7 @@ TEST(array_heap_reuses_the_newest_and_keeps_pages) {
 }
 
 TEST(array_heap_gives_back_what_is_older_than_the_decay) {
+    SKIP_IF(!can(try_decommit), NO_DECOMMIT);
     const fa_os os = faulty_os(true);
     no_fault();
     fa_array_heap *heap = new_heap(&os, 64 * MIB, 1000);
@@ -108,7 +110,7 @@ TEST(array_heap_realloc_keeps_the_bytes) {
         fill(block, size, 3);
         CHECK(fa_array_heap_is_valid(heap) && heap_stats(heap).arrays == 1);
     }
-    CHECK(heap_stats(heap).moved > 0);
+    CHECK(heap_stats(heap).moved > 0 || !can(try_remap));
     CHECK(fa_array_heap_realloc(heap, block, SIZE_MAX) == NULL && is_filled(block, size, 3));
     CHECK(fa_array_heap_free(heap, block) == FA_OK);
     end_heap(heap);
@@ -173,7 +175,7 @@ static void use_array_heap(const fa_os *os) {
     }
     CHECK(fa_array_heap_is_valid(heap) && heap_stats(heap).arrays == 0 && heap_stats(heap).used == 0);
     fa_array_heap_trim(heap, true);
-    CHECK(heap_stats(heap).cached == 0 || fault.failed);
+    CHECK(heap_stats(heap).cached == 0 || fault.failed || !can(try_decommit));
     CHECK(fa_array_heap_is_valid(heap));
     release_all_ranges();
 }
