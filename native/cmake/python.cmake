@@ -27,7 +27,10 @@ target_include_directories(_native PRIVATE src)
 target_link_libraries(_native PRIVATE fastalloc_static fa_flags)
 # cffi's generated code is not written to our warnings.
 set_source_files_properties(${native_c} PROPERTIES COMPILE_OPTIONS "-w")
-set_target_properties(_native PROPERTIES PREFIX "" OUTPUT_NAME _native SUFFIX $<IF:$<PLATFORM_ID:Windows>,.pyd,.abi3.so>)
+set_target_properties(_native PROPERTIES PREFIX "" OUTPUT_NAME _native SUFFIX .abi3.so)
+if(WIN32)
+  set_target_properties(_native PROPERTIES SUFFIX .pyd)
+endif()
 
 # Only PyInit__native is exported: what the module takes from the archive stays inside, called without a PLT.
 if(CMAKE_SYSTEM_NAME STREQUAL "Linux")

@@ -420,6 +420,7 @@ static bool mapping_has_flag(const void *address, const char *flag) {
 }
 
 TEST(the_kernel_agrees_with_the_record_of_protections) {
+    NOT_UNDER_AN_EMULATOR;
     fa_arena_options options = arena_options(FA_WITNESS, MIB);
     options.lock = FA_TRY;
     fa_arena *arena = arena_with(&options);
