@@ -241,7 +241,7 @@ static uint64_t linux_milliseconds(void) {
 static void linux_yield(void) { (void)sched_yield(); }
 
 static void *linux_heap_alloc(size_t size, size_t alignment) {
-    if (alignment <= sizeof(void *)) return malloc(size); /* max_align_t was seen to promise more than malloc gives */
+    if (alignment <= _Alignof(max_align_t)) return malloc(size);
     void *block = NULL;
     return posix_memalign(&block, alignment, size) == 0 ? block : NULL;
 }

@@ -199,7 +199,7 @@ static uint64_t macos_milliseconds(void) { return clock_gettime_nsec_np(CLOCK_MO
 static void macos_yield(void) { (void)sched_yield(); }
 
 static void *macos_heap_alloc(size_t size, size_t alignment) {
-    if (alignment <= sizeof(void *)) return malloc(size); /* max_align_t was seen to promise more than malloc gives */
+    if (alignment <= _Alignof(max_align_t)) return malloc(size);
     void *block = NULL;
     return posix_memalign(&block, alignment, size) == 0 ? block : NULL;
 }
