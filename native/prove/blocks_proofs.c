@@ -66,32 +66,6 @@ PROOF(blocks_are_aligned) {
     PROVED;
 }
 
-/* Refuted by
- *   mem/blocks.c
- *   - granules > blocks->granules - blocks->cursor
- *   + blocks->cursor + granules > blocks->granules
- */
-PROOF(a_block_at_the_cursor_fits) {
-    static uint64_t entries[1];
-    static fa_level levels[1];
-    ANY_MAP;
-    const uint32_t cursor = (uint32_t)ANY, granules = (uint32_t)ANY;
-    ASSUME(cursor <= map.granules && granules > 0);
-    map.entry = entries;
-    map.level = levels;
-    map.depth = 0;
-    map.cursor = cursor;
-    /* The entry that is written is slot 0's, so that no memory is unknown. */
-    ASSUME(slot_of(&map, cursor) == 0);
-    uint32_t index;
-    if (!fa_blocks_take(&map, granules, 1, (size_t)granules << shift, &index)) {
-        SHOW(granules > map.granules - cursor && map.cursor == cursor);
-        PROVED;
-    }
-    SHOW(index == cursor && map.cursor - cursor == granules && map.cursor >= cursor && map.cursor <= map.granules);
-    PROVED;
-}
-
 /* What heap/mapped.c asks for, for blocks of any size, and what an entry remembers of it. */
 /* Refuted by
  *   mem/blocks.c
