@@ -120,17 +120,19 @@ fa_status fa_bumped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t
     return status;
 }
 
-/* Bytes taken by blocks, as far as the chunks tell: what is left in current chunks is not used. */
+/* Bytes taken by blocks, as far as the chunks tell: what is left in current chunks is not used. Threads go on meanwhile:
+ * the shared cursor is read last, so that it is above the chunks that were seen, unless one was given back since. */
 size_t fa_bumped_used(const fa_arena *arena, bool at_most) {
-    size_t used = FA_GET(arena->bump.cursor);
+    size_t left = 0;
     const fa_thread *thread;
     FOR_EACH_THREAD(arena, thread) {
         if (!fa_chunk_is_current(&arena->bump, &thread->chunk)) continue;
         size_t cursor = FA_GET(thread->chunk.cursor), end = FA_GET(thread->chunk.end);
         size_t high = at_most ? fa_min(fa_max(cursor, FA_GET(thread->high)), end) : cursor;
-        used -= end - high;
+        left += end - fa_min(high, end);
     }
-    return used;
+    const size_t taken = atomic_load_explicit(&arena->bump.cursor, memory_order_acquire);
+    return taken > left ? taken - left : 0;
 }
 
 /* Releases all from `position` on: every chunk becomes stale. The caller holds the lock and knows nobody allocates. */
