@@ -77,7 +77,7 @@ static fa_table table;      /* blocks of malloc, with their sizes */
 static fa_manager *manager; /* from LARGE on, and when there is no address space for slabs */
 static uint32_t emptied;
 static PyInterpreterState *main_interpreter;
-static thread_function *this_thread; /* null if this Python does not have it */
+static thread_function *this_thread;
 
 FA_COLD static void end(const char *message) {
     os->report(message, strlen(message));
@@ -90,7 +90,7 @@ FA_COLD static void corrupt(void) {
 
 /* fastalloc/objects.py refuses them before they are made; what C code makes all the same is found with its first slab. */
 static void check_interpreter(void) {
-    PyThreadState *thread = this_thread ? this_thread() : NULL;
+    PyThreadState *thread = this_thread();
     if (thread && PyThreadState_GetInterpreter(thread) != main_interpreter)
         end("fastalloc: a subinterpreter was made after wipe_freed_objects(), which works in one interpreter only\n");
 }
@@ -304,7 +304,9 @@ static int switch_on(void) {
     options.large_size = LARGE;
     if (!manager) manager = fa_manager_create(&options, NULL);
     if (!manager) return PyErr_NoMemory(), -1;
-    look_up("_PyThreadState_UncheckedGet", &this_thread);
+    look_up("PyThreadState_GetUnchecked", &this_thread);
+    if (!this_thread) look_up("_PyThreadState_UncheckedGet", &this_thread); /* before 3.13 */
+    if (!this_thread) return refuse("this Python does not tell in which interpreter it is");
     main_interpreter = PyInterpreterState_Get();
 
     /* The context stays what it was: see the thread rule. */
