@@ -18,12 +18,12 @@
 
 typedef enum call {
     RESERVE, MAP_HUGE, COMMIT, DECOMMIT, REMAP, LOCK, UNLOCK, NO_DUMP, WIPE_ON_FORK, ADVISE_HUGE, RESIDENT, HEAP_ALLOC,
-    PROTECT, MAP_SECRET, UNMAP_SECRET, RANDOM, CALLS
+    PROTECT, MAP_SECRET, UNMAP_SECRET, RANDOM, MOVE, CALLS
 } call;
 
 static const char *const call_names[CALLS] = {"reserve", "map_huge", "commit", "decommit", "remap", "lock", "unlock",
                                               "no_dump", "wipe_on_fork", "advise_huge", "resident", "heap_alloc",
-                                              "protect", "map_secret", "unmap_secret", "random"};
+                                              "protect", "map_secret", "unmap_secret", "random", "move"};
 
 typedef struct mapped_range {
     uintptr_t start, end;
@@ -111,6 +111,12 @@ static int f_remap(void *address, size_t old_size, size_t new_size, void **moved
     }
     return error;
 }
+static int f_move(void *address, size_t size, void *to) {
+    if (fails(MOVE)) return EFAULT;
+    const int error = real->move(address, size, to);
+    if (error == 0) book_released(address, size); /* the destination was mapped, and is */
+    return error;
+}
 static int f_commit(void *address, size_t size) {
     if (fails(COMMIT)) return ENOMEM;
     fault.committed += size;
@@ -160,6 +166,7 @@ static fa_os faulty_os(bool lazy_commit) {
     os.commit = f_commit;
     os.decommit = f_decommit;
     os.remap = f_remap;
+    if (os.move != NULL) os.move = f_move;
     os.lock = f_lock;
     os.unlock = f_unlock;
     os.no_dump = f_no_dump;
