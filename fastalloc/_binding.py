@@ -287,6 +287,13 @@ def arena_restart_peak(heap: Heap) -> tuple[int, int]:
     return peak, used[0]
 
 
+def arena_usage(heap: Heap) -> tuple[int, int]:
+    """(bytes used, the peak since it was last restarted)."""
+    used, peak = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+    lib.fa_arena_usage(_arena(heap), used, peak)
+    return used[0], peak[0]
+
+
 def arena_is_valid(heap: Heap) -> bool:
     """For tests: whether all that can be recounted is right."""
     return lib.fa_arena_is_valid(_arena(heap))

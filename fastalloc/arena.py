@@ -13,7 +13,7 @@ from fastalloc import _binding
 from fastalloc.arrays import ArrayFunctions
 from fastalloc.errors import ArgumentError, ArgumentTypeError, InUseError, SealedError, StaleMarkError
 from fastalloc.intake import SecretIntake
-from fastalloc.stats import GAUGES, ArenasStats, ArenaStats, Measure, Measured, Protection
+from fastalloc.stats import ArenasStats, ArenaStats, Measure, Measured, Protection
 from fastalloc.units import Size, format_size, parse_alignment, parse_size
 
 _LONGEST_NAME = 64
@@ -245,12 +245,14 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
     @property
     def used(self) -> int:
         """Bytes of the capacity taken by live blocks, rounding and alignment included."""
-        return self.stats().used
+        heap = self._memory
+        return self.stats().used if heap is None else _binding.arena_usage(heap)[0]
 
     @property
     def peak(self) -> int:
         """The largest `used` so far."""
-        return self.stats().peak
+        heap = self._memory
+        return self.stats().peak if heap is None else max(_binding.arena_usage(heap)[1], self._measure.peak)
 
     @property
     def live(self) -> int:
@@ -279,20 +281,6 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
             If the arena is closed.
         """
         return Protection(**_binding.arena_protection(self._heap))
-
-    def stats(self) -> ArenaStats:
-        """The state of the arena, and what it has done since it was made.
-
-        After close() it goes on to tell what arrays and blocks keep of the memory, until the last of them dies.
-        """
-        heap = self._memory or (self._remains() if self._remains else None)
-        if heap is None:
-            if self._final is None:
-                heap = self._heap  # raises ClosedError: __init__ has failed
-            else:
-                return self._final
-        stats = ArenaStats(**_binding.arena_stats(heap))
-        return dataclasses.replace(stats, peak=max(stats.peak, self._measure.peak))
 
     def owns(self, thing: object) -> bool:
         """Whether something lives in this arena's memory.
@@ -485,15 +473,7 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
         A witness arena is zeroed at once: arrays and blocks that are alive read zeros. The memory goes when the last of
         them dies.
         """
-        heap = self._memory
-        if heap is None:
-            return
-        self._note_peak()
-        heap.close()
-        stats = self.stats()
-        self._final = dataclasses.replace(stats, **dict.fromkeys(GAUGES & stats.UNITS.keys(), 0))
-        self._remains = weakref.ref(heap)
-        self._release()
+        self._let_go()
 
     def __enter__(self) -> Self:
         self._heap  # noqa: B018 - raises ClosedError
@@ -512,6 +492,9 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
             return f"{start}, closed>"
         stats = self.stats()
         return f"{start}: {format_size(stats.used)} of {format_size(stats.capacity)} used, {stats.live:,} live>"
+
+    def _read_stats(self, heap: _binding.Heap) -> ArenaStats:
+        return ArenaStats(**_binding.arena_stats(heap))
 
     def _restart_peak(self) -> tuple[int, int]:
         heap = self._memory

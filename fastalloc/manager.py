@@ -1,6 +1,5 @@
 """The manager: a small heap for many small objects, which zeroes every byte before it is freed."""
 
-import dataclasses
 import weakref
 from types import TracebackType
 from typing import Any, Self
@@ -9,7 +8,7 @@ from fastalloc import _binding
 from fastalloc.arena import address_of, check_name
 from fastalloc.arrays import ArrayFunctions
 from fastalloc.errors import ArgumentError
-from fastalloc.stats import GAUGES, ManagerStats, Measure, Measured
+from fastalloc.stats import ManagerStats, Measure, Measured
 from fastalloc.units import Size, format_size, milliseconds, parse_size
 
 # As in fastalloc.h: blocks of the pool, and from where on blocks may be mapped.
@@ -131,20 +130,6 @@ class Manager(_binding.ManagerBase, ArrayFunctions, Measured[ManagerStats]):
         """Blocks and arrays that are live."""
         return self.stats().live
 
-    def stats(self) -> ManagerStats:
-        """The state of the manager, and what it has done since it was made.
-
-        After close() it goes on to tell what blocks and arrays keep of the memory, until the last of them dies.
-        """
-        heap = self._memory or (self._remains() if self._remains else None)
-        if heap is None:
-            if self._final is None:
-                heap = self._heap  # raises ClosedError: __init__ has failed
-            else:
-                return self._final
-        stats = ManagerStats(**_binding.manager_stats(heap))
-        return dataclasses.replace(stats, peak=max(stats.peak, self._measure.peak))
-
     def owns(self, thing: object) -> bool:
         """Whether something is a live block (or the array in one) of this manager.
 
@@ -179,15 +164,7 @@ class Manager(_binding.ManagerBase, ArrayFunctions, Measured[ManagerStats]):
 
         Blocks and arrays that are alive stay usable, and the memory goes when the last of them dies.
         """
-        heap = self._memory
-        if heap is None:
-            return
-        self._note_peak()
-        heap.close()
-        stats = self.stats()
-        self._final = dataclasses.replace(stats, **dict.fromkeys(GAUGES & stats.UNITS.keys(), 0))
-        self._remains = weakref.ref(heap)
-        self._release()
+        self._let_go()
 
     def __enter__(self) -> Self:
         self._heap  # noqa: B018 - raises ClosedError
@@ -204,6 +181,9 @@ class Manager(_binding.ManagerBase, ArrayFunctions, Measured[ManagerStats]):
             return f"{start}, closed>"
         stats = self.stats()
         return f"{start}: {format_size(stats.used)} used, {stats.live:,} live, {format_size(stats.cached)} cached>"
+
+    def _read_stats(self, heap: _binding.Heap) -> ManagerStats:
+        return ManagerStats(**_binding.manager_stats(heap))
 
     def _restart_peak(self) -> tuple[int, int]:
         heap = self._memory

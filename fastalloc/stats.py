@@ -1,7 +1,9 @@
 """Statistics: frozen records with the fields of the C structs, and the measurement of a block of code."""
 
 import dataclasses
+import os
 import threading
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
@@ -12,6 +14,8 @@ from fastalloc.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from fastalloc._binding import Heap
 
 
 class Record:
@@ -128,14 +132,51 @@ _Stats = TypeVar("_Stats", ArenaStats, ManagerStats)
 
 
 class Measured(Generic[_Stats]):
-    """The peak of an arena or manager, for many nested measurements at once: the C library has but one."""
+    """The statistics of an arena or manager while it lives and after; its peak for many nested measurements at once.
+
+    The C library has but one peak.
+    """
 
     __slots__ = ()
     if TYPE_CHECKING:
         _measure: "Measure"
+        _final: _Stats | None
+        _remains: weakref.ref[Heap] | None
 
-        def stats(self) -> _Stats: ...  # noqa: D102
+        @property
+        def _heap(self) -> Heap: ...
+        @property
+        def _memory(self) -> Heap | None: ...
+        def _release(self) -> None: ...
+        def _read_stats(self, heap: Heap) -> _Stats: ...
         def _restart_peak(self) -> tuple[int, int]: ...
+
+    def stats(self) -> _Stats:
+        """The state of it, and what it has done since it was made.
+
+        After close() it goes on to tell what arrays and blocks keep of the memory, until the last of them dies.
+        """
+        heap = self._memory or (self._remains() if self._remains else None)
+        if heap is None:
+            if self._final is not None:
+                return self._final
+            heap = self._heap  # raises ClosedError: __init__ has failed
+        stats = self._read_stats(heap)
+        return dataclasses.replace(stats, peak=max(stats.peak, self._measure.peak))
+
+    def _let_go(self) -> None:
+        """Close the heap, keep the last statistics, and let go of the memory. Idempotent."""
+        heap = self._memory
+        if heap is None:
+            return
+        self._note_peak()
+        heap.close()
+        stats = self.stats()
+        self._final = dataclasses.replace(  # type: ignore[misc]
+            stats, **dict.fromkeys(GAUGES & stats.UNITS.keys(), 0)
+        )
+        self._remains = weakref.ref(heap)  # type: ignore[misc]
+        self._release()
 
     def track(self) -> "Track[_Stats]":
         """Measure a block of code.
@@ -163,12 +204,26 @@ class Measured(Generic[_Stats]):
 class Measure:
     """The open tracks of an arena or manager, and its peak over all measurements."""
 
-    __slots__ = ("lock", "open", "peak")
+    __slots__ = ("__weakref__", "lock", "open", "peak")
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.open: list[Track[Any]] = []
         self.peak = 0
+        _measures.add(self)
+
+
+_measures: weakref.WeakSet[Measure] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """In the child: a lock that another thread held would be held for ever."""
+    for measure in list(_measures):
+        measure.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Track(Generic[_Stats]):

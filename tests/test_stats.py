@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import os
+import textwrap
 
 import numpy as np
 import pytest
-from conftest import make_block
+from conftest import make_block, run_python
 
 import fastalloc as fa
 from fastalloc import _binding
@@ -161,3 +163,31 @@ def test_a_track_is_used_once() -> None:
         pass
     with pytest.raises(fa.ScopeError), track:
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a platform without fork")
+def test_a_lock_that_another_thread_holds_does_not_reach_a_forked_child() -> None:
+    ran = run_python(
+        textwrap.dedent("""
+        import os, signal, threading
+        import fastalloc as fa
+        arena = fa.Scratch("1MiB")
+        held, done = threading.Event(), threading.Event()
+        def hold():
+            with arena._measure.lock:  # as in the middle of track()
+                held.set()
+                done.wait()
+        threading.Thread(target=hold).start()
+        held.wait()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            with arena.track() as track:
+                array = arena.empty(10)
+            os._exit(track.allocated)
+        status = os.waitpid(child, 0)[1]
+        done.set()
+        assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1, status
+    """)
+    )
+    assert ran.returncode == 0, ran.stderr

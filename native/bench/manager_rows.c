@@ -300,6 +300,23 @@ bool count_operations(const char *name, size_t count) {
         VERIFY(arena != NULL);
         for (size_t i = 0; i < count; i++) VERIFY(fa_arena_alloc(arena, size, 0) != NULL);
         fa_arena_destroy(arena);
+    } else if (strcmp(name, "mapped, newest") == 0 || strcmp(name, "mapped, waiting") == 0) {
+        /* The newest block, or one below another. */
+        fa_arena_options options;
+        fa_arena_options_init(&options, FA_POLYNOMIAL);
+        options.flags = FA_TRACKED;
+        fa_arena *arena = fa_arena_create(&options, NULL);
+        VERIFY(arena != NULL && fa_arena_alloc(arena, 64, 64) != NULL);
+        void *first = fa_arena_alloc(arena, 64, 64);
+        if (strcmp(name, "mapped, waiting") == 0) {
+            VERIFY(fa_arena_alloc(arena, 64, 64) != NULL);
+            fa_arena_free(arena, first, 64);
+        }
+        for (size_t i = 0; i < count; i++) {
+            VERIFY((first = fa_arena_alloc(arena, 64, 64)) != NULL);
+            fa_arena_free(arena, first, 64);
+        }
+        fa_arena_destroy(arena);
     } else if (strcmp(name, "malloc") == 0 || small || slab) {
         fa_manager *manager = fa_manager_create(NULL, NULL);
         VERIFY(manager != NULL && count <= HELD);

@@ -567,6 +567,54 @@ TEST(a_reused_block_keeps_its_alignment) {
     }
 }
 
+/* Small blocks that are freed wait for one of their size; whoever needs the room otherwise gets it. */
+TEST(small_freed_blocks_wait_for_their_size_and_merge_before_the_arena_grows) {
+    fa_arena *arena = new_arena(FA_POLYNOMIAL, MIB);
+    unsigned char *block[10];
+    for (int i = 0; i < 10; i++) CHECK((block[i] = fa_arena_alloc(arena, 64, 0)) != NULL);
+    fa_arena_free(arena, block[3], 64);
+    fa_arena_free(arena, block[5], 64);
+    CHECK(arena_stats(arena).cached == 128 && arena_stats(arena).used == 8 * 64 && arena_stats(arena).live == 8);
+    CHECK(fa_arena_alloc(arena, 50, 0) == block[5] && fa_arena_usable_size(arena, block[5]) == 64);
+    CHECK(fa_arena_alloc(arena, 64, 0) == block[3] && arena_stats(arena).cached == 0 && arena_stats(arena).requested == 626);
+    for (int i = 0; i < 8; i++) fa_arena_free(arena, block[i], 64);
+    CHECK(fa_arena_is_valid(arena) && arena_stats(arena).cached == 8 * 64);
+    CHECK(fa_arena_alloc(arena, 8 * 64, 0) == block[0] && arena_stats(arena).cached == 0);
+    CHECK(fa_arena_is_valid(arena) && arena_stats(arena).used == 10 * 64 && arena_stats(arena).peak == 10 * 64);
+    fa_arena_destroy(arena);
+}
+
+TEST(what_is_made_after_a_mark_never_lies_below_it) {
+    fa_arena *arena = new_arena(FA_POLYNOMIAL, MIB);
+    unsigned char *below[3], *inside;
+    for (int i = 0; i < 3; i++) CHECK((below[i] = fa_arena_alloc(arena, 64, 0)) != NULL);
+    fa_arena_free(arena, below[1], 64);
+    const fa_mark mark = fa_arena_mark(arena);
+    CHECK((inside = fa_arena_alloc(arena, 64, 0)) > below[2]);
+    unsigned char *second = fa_arena_alloc(arena, 64, 0), *third = fa_arena_alloc(arena, 64, 0);
+    fa_arena_free(arena, inside, 64);
+    CHECK(fa_arena_is_valid(arena) && fa_arena_alloc(arena, 64, 0) == inside);
+    fa_arena_free(arena, second, 64);
+    CHECK(fa_arena_rewind(arena, mark) == FA_OK && fa_arena_is_valid(arena) && arena_stats(arena).live == 2);
+    CHECK(fa_arena_alloc(arena, 64, 0) == inside && fa_arena_alloc(arena, 64, 0) == second);
+    CHECK(fa_arena_alloc(arena, 64, 0) == third && fa_arena_is_valid(arena));
+    fa_arena_destroy(arena);
+}
+
+TEST(a_double_free_of_a_small_block_that_waits_is_reported) {
+    corruption_note note = {0, ""};
+    fa_arena_options options = arena_options(FA_POLYNOMIAL, MIB);
+    options.on_corruption = note_corruption;
+    options.corruption_context = &note;
+    fa_arena *arena = arena_with(&options);
+    unsigned char *first = fa_arena_alloc(arena, 64, 0);
+    CHECK(first != NULL && fa_arena_alloc(arena, 64, 0) != NULL);
+    fa_arena_free(arena, first, 64);
+    fa_arena_free(arena, first, 64);
+    CHECK(note.count == 1 && fa_arena_usable_size(arena, first) == 0 && fa_arena_is_valid(arena));
+    fa_arena_destroy(arena);
+}
+
 TEST(a_tracked_scratch_arena_reuses_too) {
     fa_arena_options options = arena_options(FA_SCRATCH, MIB);
     options.flags = FA_TRACKED;

@@ -141,4 +141,47 @@ TEST(a_large_block_grows_without_a_page_fault_for_what_it_holds) {
     fa_manager_destroy(manager);
 }
 
+/* Many zeros where there was something: pages that come when they are touched, not a memset. */
+TEST(large_zeros_of_an_arena_are_not_there_until_they_are_touched) {
+    need_own_faults();
+    fa_arena *arena = new_arena(FA_POLYNOMIAL, 128 * MIB);
+    const size_t size = 64 * MIB, step = 64 * KIB;
+    CHECK(fa_arena_alloc(arena, 100 * KIB, 0) != NULL); /* so that it begins somewhere in a huge page */
+    unsigned char *block = fa_arena_alloc(arena, size, 0);
+    CHECK(block != NULL);
+    memset(block, 1, size);
+    fa_arena_free(arena, block, size);
+    const uint64_t before = faults_so_far();
+    CHECK(fa_arena_alloc_zeroed(arena, size, 0) == block);
+    CHECK(faults_so_far() - before < 8 && arena_stats(arena).resident < 8 * MIB);
+    for (size_t i = 0; i < size; i += step) CHECK(block[i] == 0 && block[i + step - 1] == 0);
+    CHECK(is_zero(block, 4 * MIB) && is_zero(block + size - 4 * MIB, 4 * MIB));
+    fa_arena_destroy(arena);
+}
+
+/* Only the cursor moves: the pages, the chunk and the counts are as they were at the mark. */
+TEST(a_rewind_by_one_thread_takes_no_page_fault_and_counts_on) {
+    need_own_faults();
+    fa_arena *arena = new_arena(FA_SCRATCH, MIB);
+    unsigned char *below = fa_arena_alloc(arena, 100, 0), *first = NULL;
+    uint64_t before = 0;
+    for (uint64_t round = 0; round < 100; round++) {
+        if (round == 1) before = faults_so_far();
+        const fa_mark mark = fa_arena_mark(arena);
+        for (int i = 0; i < 100; i++) {
+            unsigned char *block = fa_arena_alloc(arena, 32, 0);
+            CHECK(block > below && (i > 0 || first == NULL || block == first));
+            if (i == 0) first = block;
+            *block = 1;
+        }
+        CHECK(arena_stats(arena).live == 101 && arena_stats(arena).requested == 3300);
+        CHECK(fa_arena_rewind(arena, mark) == FA_OK);
+        const fa_arena_stats stats = arena_stats(arena);
+        CHECK(stats.live == 1 && stats.requested == 100 && stats.allocated == 1 + 100 * (round + 1));
+        CHECK(stats.freed == 100 * (round + 1) && stats.used == 112 && stats.peak == 112 + 3200);
+    }
+    CHECK(faults_so_far() == before);
+    fa_arena_destroy(arena);
+}
+
 int main(int argc, char **argv) { return tap_main(argc, argv); }

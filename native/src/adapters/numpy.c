@@ -108,7 +108,7 @@ typedef struct handler {
  */
 FA_HOT void *fa_numpy_malloc(void *context, size_t size) {
     const fa_heap *heap = context;
-    if (heap->arena) return fa_arena_alloc(heap->arena, size, heap->array_alignment);
+    if (heap->arena) return fa_arena_alloc_tracked(heap->arena, size, heap->array_alignment);
     return fa_aligned_alloc(heap->manager, heap->array_alignment, size);
 }
 
@@ -580,7 +580,7 @@ static PyObject *using_enter(PyObject *self, PyObject *Py_UNUSED(unused)) {
     return enter(target) ? NULL : Py_NewRef(target);
 }
 
-static PyObject *using_exit(PyObject *self, PyObject *Py_UNUSED(args)) {
+static PyObject *using_exit(PyObject *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(count)) {
     PyObject *target = ((using_object *)self)->target;
     if (leave(target, target_label(target))) return NULL;
     Py_RETURN_NONE;
@@ -591,7 +591,7 @@ static PyObject *using_repr(PyObject *self) {
 }
 
 static PyMethodDef using_methods[] = {{"__enter__", using_enter, METH_NOARGS, NULL},
-                                      {"__exit__", using_exit, METH_VARARGS, NULL},
+                                      {"__exit__", FA_METHOD(using_exit), METH_FASTCALL, NULL},
                                       {"__reduce__", fa_python_no_pickle, METH_NOARGS, NULL},
                                       {NULL, NULL, 0, NULL}};
 

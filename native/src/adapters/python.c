@@ -396,10 +396,10 @@ static PyObject *scope_enter(PyObject *self, PyObject *Py_UNUSED(unused)) {
     return Py_NewRef(FA_OBJECT(scope->arena));
 }
 
-static PyObject *scope_exit(PyObject *self, PyObject *args) {
+static PyObject *scope_exit(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     arena_scope_object *scope = (arena_scope_object *)self;
-    PyObject *type = Py_None, *value = Py_None, *traceback = Py_None;
-    if (!PyArg_UnpackTuple(args, "__exit__", 0, 3, &type, &value, &traceback)) return NULL;
+    if (count > 3) return PyErr_Format(PyExc_TypeError, "__exit__() takes at most 3 arguments (%zd given)", count);
+    bool raised = count > 0 && args[0] != Py_None;
     fa_heap *heap = scope->heap;
     if (!heap) {
         PyErr_Format(fa_ScopeError, "this scope of %s is not open", scope->arena->label);
@@ -411,7 +411,7 @@ static PyObject *scope_exit(PyObject *self, PyObject *args) {
     int failed = 0;
     /* FA_ERR_STALE: a reset or rewind inside has ended the scope already. With an exception on its way the frames in
      * its traceback hold the arrays; it matters more than that. */
-    if (status == FA_ERR_BUSY && type == Py_None) {
+    if (status == FA_ERR_BUSY && !raised) {
         const char *what = live == 1 ? "array or block" : "arrays or blocks";
         unsigned long long count = live, size = bytes;
         if (scope->strict) {
@@ -437,7 +437,7 @@ static PyObject *scope_repr(PyObject *self) {
 }
 
 static PyMethodDef scope_methods[] = {{"__enter__", scope_enter, METH_NOARGS, NULL},
-                                      {"__exit__", scope_exit, METH_VARARGS, NULL},
+                                      {"__exit__", FA_METHOD(scope_exit), METH_FASTCALL, NULL},
                                       {"__reduce__", fa_python_no_pickle, METH_NOARGS, NULL},
                                       {NULL, NULL, 0, NULL}};
 

@@ -35,6 +35,9 @@
  * arena often find after a reset what another core had written: 64 KiB made two threads 1.3 x as slow as one. */
 #define CHUNK ((size_t)512 << 10)
 #define MIN_CHUNK ((size_t)1 << 10)
+/* Zeros from here on are pages given back, to come again when they are touched, as a large calloc of the C library: whoever asks
+ * for so many seldom writes all of them at once. Below, the pages stay. */
+#define LAZY_ZEROS ((size_t)32 << 20)
 
 /* ---- the hot path: a bumped arena, my chunk -------------------------------------------------------------------- */
 
@@ -42,6 +45,12 @@ static fa_status alloc_slow(fa_arena *arena, size_t size, size_t alignment, bool
 FA_COLD static void *alloc_refill(fa_arena *arena, size_t size, size_t alignment) {
     void *block = NULL;
     return alloc_slow(arena, size, alignment, false, &block) == FA_OK ? block : NULL;
+}
+
+/* A lock, and a list or the cursor. */
+FA_HOT FA_APART void *fa_arena_alloc_tracked(fa_arena *arena, size_t size, size_t alignment) {
+    void *block = fa_mapped_alloc_small(arena, size, alignment);
+    return FA_LIKELY(block != NULL) ? block : alloc_refill(arena, size, alignment);
 }
 
 FA_HOT void *fa_arena_alloc(fa_arena *arena, size_t size, size_t alignment) {
@@ -56,7 +65,7 @@ FA_HOT void *fa_arena_alloc(fa_arena *arena, size_t size, size_t alignment) {
             return arena->base + offset;
         }
     }
-    return alloc_refill(arena, size, alignment);
+    return arena->mapped ? fa_arena_alloc_tracked(arena, size, alignment) : alloc_refill(arena, size, alignment);
 }
 
 /* ---- creation -------------------------------------------------------------------------------------------------- */
@@ -353,6 +362,21 @@ fa_status fa_arena_last_refusal(const fa_arena *arena) {
     return status;
 }
 
+/* [start, end) of a live block becomes zero. What is locked, or of the kernel's reserve, is not given back. */
+static void make_zero(fa_arena *arena, size_t start, size_t end) {
+    size_t first = start, last = start, given = 0;
+    if (end - start >= LAZY_ZEROS && arena->region.lock == FA_OFF && arena->region.protection.reserved_huge == 0) {
+        /* Whole huge pages where there may be some: the kernel would have to split the others. */
+        size_t unit = arena->region.protection.transparent_huge > 0 ? FA_MAX_ALIGNMENT : arena->region.page;
+        if (!fa_align_up(start, unit, &first)) first = start;
+        last = fa_align_down(end, unit);
+        fa_status status = fa_region_decommit(&arena->region, first, last, &given);
+        if (status != FA_OK || given != last - first) first = last = start;
+    }
+    memset(at_offset(arena, start), 0, first - start);
+    memset(at_offset(arena, last), 0, end - last);
+}
+
 static fa_status alloc_slow(fa_arena *arena, size_t size, size_t alignment, bool zeroed, void **block) {
     size_t offset = 0, dirty = 0;
     if (alignment == 0) alignment = arena->alignment;
@@ -364,7 +388,7 @@ static fa_status alloc_slow(fa_arena *arena, size_t size, size_t alignment, bool
     if (status == FA_OK) {
         *block = at_offset(arena, offset);
         /* What lies above every byte that was handed out is zero as the system gave it. */
-        if (zeroed && offset < dirty) memset(*block, 0, fa_min(size, dirty - offset));
+        if (zeroed && offset < dirty) make_zero(arena, offset, offset + fa_min(size, dirty - offset));
         return FA_OK;
     }
     if (status == FA_ERR_NOMEM && arena->on_full == FA_FULL_FALLBACK) {
@@ -748,6 +772,13 @@ fa_status fa_arena_get_protection(const fa_arena *arena, fa_protection *protecti
     fa_region_get_protection(&arena->region, protection);
     unlock(arena);
     return FA_OK;
+}
+
+void fa_arena_usage(const fa_arena *arena, uint64_t *used, uint64_t *peak) {
+    lock(arena);
+    *used = arena->mapped ? fa_mapped_used(arena) : fa_bumped_used(arena, false);
+    *peak = arena->mapped ? arena->peak : fa_max((size_t)arena->peak, fa_bumped_used(arena, true));
+    unlock(arena);
 }
 
 uint64_t fa_arena_restart_peak(fa_arena *arena, uint64_t *used_now) {

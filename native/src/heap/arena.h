@@ -12,6 +12,9 @@
  * FA_ERR_INVALID (alignment), FA_ERR_STALE (the arena is closed). */
 fa_status fa_arena_try_alloc(fa_arena *arena, size_t size, size_t alignment, bool zeroed, void **block);
 
+/* As fa_arena_alloc of an arena that is no untracked scratch arena, and has no thread's chunk to look for. */
+void *fa_arena_alloc_tracked(fa_arena *arena, size_t size, size_t alignment);
+
 /* As fa_arena_free, but a bad pointer is an answer, not a call of the corruption handler. */
 fa_status fa_arena_try_free(fa_arena *arena, void *block);
 
@@ -37,6 +40,9 @@ void fa_arena_close(fa_arena *arena);
 
 /* What was asked for with fa_arena_seal. */
 fa_seal fa_arena_get_seal(const fa_arena *arena);
+
+/* `used` and `peak` of the statistics, without the system call that looks what is resident. */
+void fa_arena_usage(const fa_arena *arena, uint64_t *used, uint64_t *peak);
 
 /* Starts a new measurement of the peak: returns the peak so far and sets it to what is used now. */
 uint64_t fa_arena_restart_peak(fa_arena *arena, uint64_t *used_now);

@@ -176,6 +176,8 @@ void fa_bumped_counts(const fa_arena *arena, uint64_t *live, uint64_t *bytes, ui
 
 /* ---- mapped.c: witness, polynomial and tracked arenas ------------------------------------------------------------ */
 
+/* The usual case of fa_mapped_alloc, a small block that needs no alignment; null if it is not so simple. */
+void *fa_mapped_alloc_small(fa_arena *arena, size_t size, size_t alignment);
 fa_status fa_mapped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t *offset, size_t *dirty);
 fa_status fa_mapped_free(fa_arena *arena, void *block);
 

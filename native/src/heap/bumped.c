@@ -251,6 +251,32 @@ fa_mark fa_bumped_mark(fa_arena *arena) {
     return mark;
 }
 
+/*
+ * A rewind by the only thread that was here since the last release, and has the topmost chunk: all above the mark is its chunk again, and no chunk
+ * becomes stale, so the next allocation goes on without a refill. False, and nothing is done, if it is not so.
+ */
+static bool rewind_mine(fa_arena *arena, const fa_bump_mark *at) {
+    const fa_recent *recent = recent_of(arena);
+    if (recent->arena != arena || recent->born != arena->born) return false;
+    fa_thread *mine = recent->thread;
+    const fa_thread *thread;
+    size_t end = FA_GET(mine->chunk.end);
+    if (!fa_chunk_is_current(&arena->bump, &mine->chunk) || end != FA_GET(arena->bump.cursor)) return false;
+    FOR_EACH_THREAD(arena, thread) {
+        if (thread != mine && FA_GET(thread->epoch) == FA_GET(arena->bump.epoch)) return false;
+    }
+    take_back(mine, at->position);
+    /* What is below the mark is the arena's to count, as after a release. */
+    arena->peak = fa_max((size_t)arena->peak, fa_min(FA_GET(mine->high), end));
+    FA_SET(mine->allocated, FA_GET(mine->allocated) + live_of(mine));
+    FA_SET(mine->live, 0);
+    FA_SET(mine->bytes, 0);
+    FA_SET(mine->tally, 0);
+    arena->live = at->live;
+    arena->bytes = at->bytes;
+    return true;
+}
+
 fa_status fa_bumped_rewind(fa_arena *arena, fa_mark mark, uint32_t *level) {
     for (uint32_t depth = arena->marks; depth > 0; depth--) {
         fa_bump_mark *at = &arena->mark[depth];
@@ -259,7 +285,7 @@ fa_status fa_bumped_rewind(fa_arena *arena, fa_mark mark, uint32_t *level) {
         arena->marks = depth;
         at->fallbacks = arena->fallbacks; /* those since go */
         *level = depth;
-        fa_bumped_release(arena, at->position, at->live, at->bytes);
+        if (!rewind_mine(arena, at)) fa_bumped_release(arena, at->position, at->live, at->bytes);
         return FA_OK;
     }
     return FA_ERR_STALE;

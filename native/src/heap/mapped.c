@@ -79,6 +79,27 @@ uint64_t fa_mapped_used(const fa_arena *arena) {
     return (arena->blocks.cursor - arena->blocks.free) << arena->blocks.shift;
 }
 
+FA_HOT void *fa_mapped_alloc_small(fa_arena *arena, size_t size, size_t alignment) {
+    fa_blocks *blocks = &arena->blocks;
+    size_t last = (size - 1) >> blocks->shift; /* of size 0 it is large */
+    if (alignment == 0) alignment = arena->alignment;
+    if (FA_UNLIKELY(last >= FA_QUICK_MAX || alignment > arena->granule || (alignment & (alignment - 1)) != 0)) return NULL;
+    if (FA_UNLIKELY(!arena->plain)) return NULL;
+    uint32_t granules = (uint32_t)last + 1, index;
+    void *block = NULL;
+    lock(arena);
+    if (FA_LIKELY(!arena->careful && fa_blocks_take_small(blocks, granules, size, (uint32_t)(arena->region.used >> blocks->shift),
+                                                         &index))) {
+        arena->allocated++;
+        arena->live++;
+        arena->bytes += size;
+        note_use(arena, (size_t)(index + granules) << blocks->shift);
+        block = at_offset(arena, (size_t)index << blocks->shift);
+    }
+    unlock(arena);
+    return block;
+}
+
 fa_status fa_mapped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t *offset, size_t *dirty) {
     uint32_t granules, index;
     fa_status status = FA_OK;
@@ -105,11 +126,11 @@ fa_status fa_mapped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t
 
 fa_status fa_mapped_free(fa_arena *arena, void *block) {
     size_t offset = (size_t)((unsigned char *)block - arena->base);
-    uint32_t index = (uint32_t)(offset >> arena->blocks.shift);
+    fa_block_found found;
     lock(arena);
-    fa_status status = fa_blocks_check(&arena->blocks, offset);
+    fa_status status = fa_blocks_look(&arena->blocks, offset, &found);
     if (status == FA_OK && arena->kind == FA_WITNESS) {
-        size_t bytes = fa_mapped_block_bytes(arena, index);
+        size_t bytes = (size_t)found.granules << arena->blocks.shift;
         fa_secret_enter(arena);
         if (FA_UNLIKELY(arena->sealed != FA_SEAL_OFF || arena->region.lost)) {
             status = fa_secret_wipe(arena, offset, offset + bytes);
@@ -120,14 +141,14 @@ fa_status fa_mapped_free(fa_arena *arena, void *block) {
             fa_secure_zero(block, bytes);
             lock(arena);
             arena->wiping--;
-            status = fa_blocks_check(&arena->blocks, offset);
+            status = fa_blocks_look(&arena->blocks, offset, &found);
         } else {
             fa_secure_zero(block, bytes);
         }
     }
-    if (status == FA_OK) {
-        forget(arena, fa_blocks_size(&arena->blocks, index));
-        fa_blocks_give(&arena->blocks, index);
+    if (FA_LIKELY(status == FA_OK)) {
+        forget(arena, found.size);
+        fa_blocks_give_found(&arena->blocks, &found);
     }
     unlock(arena);
     return status;
@@ -141,7 +162,7 @@ static bool zero_entries(void *entry, void *array, size_t item_size, size_t from
 void fa_mapped_reset(fa_arena *arena) {
     fa_blocks *blocks = &arena->blocks;
     if (!fa_blocks_reset(blocks)) return;
-    /* Once in a hundred thousand resets the epoch comes round: no entry of the last turn may be believed. */
+    /* Once in 65,536 resets the epoch comes round: no entry of the last turn may be believed. */
     if (!arena->os->lazy_commit || arena->os->decommit(blocks->entry, arena->entries_size) != 0)
         (void)fa_blocks_each_part(blocks, 0, blocks->granules, zero_entries, blocks->entry);
 }
@@ -160,9 +181,10 @@ fa_status fa_mapped_resize(fa_arena *arena, void *block, size_t *old_size, size_
     size_t offset = (size_t)((unsigned char *)block - arena->base);
     uint32_t index = (uint32_t)(offset >> arena->blocks.shift);
     lock(arena);
-    fa_status status = fa_blocks_check(&arena->blocks, offset);
+    fa_block_found found;
+    fa_status status = fa_blocks_look(&arena->blocks, offset, &found);
     if (status == FA_OK) {
-        *old_size = fa_blocks_size(&arena->blocks, index);
+        *old_size = found.size;
         size_t end = offset + ((size_t)granules << arena->blocks.shift), had_end = offset + fa_mapped_block_bytes(arena, index);
         if (arena->careful) status = fa_secret_ready(arena);
         if (status == FA_OK && granules == 0) status = FA_ERR_NOMEM;

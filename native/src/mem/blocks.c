@@ -1,53 +1,36 @@
 /*
  * mem/blocks.c - which granules of a region are blocks, which are free, and where the next block goes
  *
- *     entry   63        32 31   19 18 17 16         0
- *             |  granules | slack | kind |   epoch   |
- *
- * An entry is believed only if it is of this epoch, so a reset forgets all of them at once. `slack` is what rounding
- * added, so the size asked for is known exactly. Where a free block of more than one granule ends stands a `foot`: the
- * block above it finds its start there.
+ * The entries are laid out in blocks.h. A quick block is no neighbour: it has no foot, and nobody merges with it.
  * Invariants, thread rule, cost: see blocks.h.
  */
 #include "blocks.h"
 
 #include <string.h>
 
-enum kind { NOTHING, LIVE, FREE, FOOT };
+enum kind { NOTHING, LIVE = FA_BLOCKS_LIVE, FREE, FOOT, QUICK };
 
-#define EPOCH_BITS 17
-#define KIND_SHIFT EPOCH_BITS
-#define SLACK_SHIFT (KIND_SHIFT + 2)
-#define SLACK_BITS 13
-#define SIZE_SHIFT (SLACK_SHIFT + SLACK_BITS)
 #define LOW_BITS(bits) ((1U << (bits)) - 1)
+#define EPOCH_BITS FA_ENTRY_EPOCH_BITS
+#define KIND_SHIFT FA_ENTRY_KIND_SHIFT
+#define KIND_BITS (FA_ENTRY_SLACK_SHIFT - FA_ENTRY_KIND_SHIFT)
+#define SIZE_SHIFT FA_ENTRY_SIZE_SHIFT
 
-/*
- * Where the entry (and the link) of a granule stands. Large blocks begin and end with pages, so the entries of granules that
- * begin or end a page stand together: a vector then touches metadata that is dense and soon resident, not a page of its own
- * for each place where it may come to lie.
- */
-static size_t slot_of(const fa_blocks *blocks, uint32_t index) {
-    uint32_t last = (1U << blocks->page_log2) - 1, in_page = index & last, page = index >> blocks->page_log2;
-    if (in_page == 0) return page;
-    return in_page == last ? (size_t)blocks->pages + page : 2 * (size_t)blocks->pages + index;
-}
 size_t fa_blocks_slots(size_t capacity, unsigned shift) {
     return (capacity >> shift) + 2 * ((capacity >> FA_BLOCKS_PAGE_LOG2) + 1);
 }
 
-static uint64_t *entry_at(const fa_blocks *blocks, uint32_t index) { return &blocks->entry[slot_of(blocks, index)]; }
-static fa_link *link_at(const fa_blocks *blocks, uint32_t index) { return &blocks->link[slot_of(blocks, index)]; }
+static uint64_t *entry_at(const fa_blocks *blocks, uint32_t index) { return &blocks->entry[fa_blocks_slot(blocks, index)]; }
+static fa_link *link_at(const fa_blocks *blocks, uint32_t index) { return &blocks->link[fa_blocks_slot(blocks, index)]; }
 
 static uint64_t entry_of(const fa_blocks *blocks, enum kind kind, uint32_t granules, size_t slack) {
-    return (uint64_t)granules << SIZE_SHIFT | (uint64_t)slack << SLACK_SHIFT | (uint64_t)kind << KIND_SHIFT |
-           blocks->epoch;
+    return fa_blocks_entry_of(blocks, (unsigned)kind, granules, slack);
 }
 
 static enum kind kind_at(const fa_blocks *blocks, uint32_t index) {
     uint64_t entry = *entry_at(blocks, index);
     if ((entry & LOW_BITS(EPOCH_BITS)) != blocks->epoch) return NOTHING;
-    return (enum kind)(entry >> KIND_SHIFT & LOW_BITS(2));
+    return (enum kind)(entry >> KIND_SHIFT & LOW_BITS(KIND_BITS));
 }
 
 uint32_t fa_blocks_granules(const fa_blocks *blocks, uint32_t index) {
@@ -55,8 +38,7 @@ uint32_t fa_blocks_granules(const fa_blocks *blocks, uint32_t index) {
 }
 
 size_t fa_blocks_size(const fa_blocks *blocks, uint32_t index) {
-    size_t slack = *entry_at(blocks, index) >> SLACK_SHIFT & LOW_BITS(SLACK_BITS);
-    return ((size_t)fa_blocks_granules(blocks, index) << blocks->shift) - slack;
+    return fa_blocks_size_in(blocks, *entry_at(blocks, index));
 }
 
 static void set_live(fa_blocks *blocks, uint32_t index, uint32_t granules, size_t size) {
@@ -164,31 +146,6 @@ void fa_blocks_init(fa_blocks *blocks, uint64_t *entry, fa_link *link, fa_level 
     blocks->phase = ((uintptr_t)base & (FA_MAX_ALIGNMENT - 1)) >> shift;
 }
 
-bool fa_blocks_take(fa_blocks *blocks, uint32_t granules, size_t alignment, size_t size, uint32_t *index) {
-    fa_level *level = &blocks->level[blocks->depth];
-    if (level->bins.rows == 0 && alignment == 1) { /* the most common: nothing to reuse, nothing to align */
-        if (granules > blocks->granules - blocks->cursor) return false;
-        *index = blocks->cursor;
-        blocks->cursor += granules;
-    } else if (level->bins.rows == 0 || !bin_take(blocks, level, granules, alignment, index)) {
-        uint64_t start = aligned_from(blocks, blocks->cursor, alignment);
-        if (start > blocks->granules || blocks->granules - start < granules) return false;
-        if (start > blocks->cursor) bin_insert(blocks, level, blocks->cursor, (uint32_t)(start - blocks->cursor));
-        *index = (uint32_t)start;
-        blocks->cursor = (uint32_t)start + granules;
-    }
-    set_live(blocks, *index, granules, size);
-    level->live++;
-    level->bytes += size;
-    return true;
-}
-
-fa_status fa_blocks_check(const fa_blocks *blocks, size_t offset) {
-    size_t index = offset >> blocks->shift;
-    if (index << blocks->shift != offset || index >= blocks->cursor) return FA_ERR_CORRUPT;
-    return kind_at(blocks, (uint32_t)index) == LIVE ? FA_OK : FA_ERR_CORRUPT;
-}
-
 fa_link *fa_blocks_note(const fa_blocks *blocks, uint32_t index) { return link_at(blocks, index); }
 
 bool fa_blocks_next_live(const fa_blocks *blocks, uint32_t *index) {
@@ -242,17 +199,80 @@ FA_APART static void give_range(fa_blocks *blocks, fa_level *level, uint32_t ind
     else bin_insert(blocks, level, index, end - index);
 }
 
-void fa_blocks_give(fa_blocks *blocks, uint32_t index) {
+/* ---- quick lists ----------------------------------------------------------------------------------------------- */
+
+static void quick_push(fa_blocks *blocks, fa_level *level, const fa_block_found *block) {
+    uint32_t *first = &blocks->quick_first[block->granules - 1];
+    blocks->link[block->entry - blocks->entry].next = *first;
+    *first = block->index + 1;
+    blocks->quick |= UINT64_C(1) << (block->granules - 1);
+    level->free += block->granules;
+    blocks->free += block->granules;
+    *block->entry = entry_of(blocks, QUICK, block->granules, 0);
+}
+
+/* All of them become free as if they had never been quick. */
+FA_APART static void flush_quick(fa_blocks *blocks) {
+    fa_level *level = &blocks->level[blocks->depth];
+    while (blocks->quick != 0) {
+        uint32_t granules = fa_log2(blocks->quick) + 1, index = blocks->quick_first[granules - 1] - 1;
+        size_t slot = fa_blocks_slot(blocks, index);
+        fa_blocks_pop_quick(blocks, level, granules, slot);
+        blocks->entry[slot] = 0;
+        give_range(blocks, level, index, granules);
+    }
+}
+
+/* ---- taking and giving ------------------------------------------------------------------------------------------- */
+
+/* From the bins, else from the cursor. */
+static bool take_apart(fa_blocks *blocks, fa_level *level, uint32_t granules, size_t alignment, uint32_t *index) {
+    if (level->bins.rows != 0 && bin_take(blocks, level, granules, alignment, index)) return true;
+    if (blocks->quick != 0) { /* merged, they may be what is wanted */
+        flush_quick(blocks);
+        if (level->bins.rows != 0 && bin_take(blocks, level, granules, alignment, index)) return true;
+    }
+    uint64_t start = aligned_from(blocks, blocks->cursor, alignment);
+    if (start > blocks->granules || blocks->granules - start < granules) return false;
+    if (start > blocks->cursor) bin_insert(blocks, level, blocks->cursor, (uint32_t)(start - blocks->cursor));
+    *index = (uint32_t)start;
+    blocks->cursor = (uint32_t)start + granules;
+    return true;
+}
+
+bool fa_blocks_take(fa_blocks *blocks, uint32_t granules, size_t alignment, size_t size, uint32_t *index) {
+    fa_level *level = &blocks->level[blocks->depth];
+    if (granules <= FA_QUICK_MAX && alignment == 1 && blocks->quick >> (granules - 1) & 1) {
+        *index = blocks->quick_first[granules - 1] - 1;
+        fa_blocks_pop_quick(blocks, level, granules, fa_blocks_slot(blocks, *index));
+    } else if (!take_apart(blocks, level, granules, alignment, index)) {
+        return false;
+    }
+    set_live(blocks, *index, granules, size);
+    level->live++;
+    level->bytes += size;
+    return true;
+}
+
+void fa_blocks_give_found(fa_blocks *blocks, const fa_block_found *block) {
+    uint32_t index = block->index, granules = block->granules, below;
     fa_level *level = fa_blocks_level_of(blocks, index);
+    bool top = is_top(blocks, level), newest = top && index + granules == blocks->cursor;
     level->live--;
-    level->bytes -= fa_blocks_size(blocks, index);
-    uint32_t granules = fa_blocks_granules(blocks, index), below;
-    *entry_at(blocks, index) = 0;
+    level->bytes -= block->size;
+    *block->entry = 0;
     /* The newest, with nothing free below it: the cursor goes back, and no list is touched. */
-    if (index + granules == blocks->cursor && is_top(blocks, level) && !free_below(blocks, level, index, &below))
-        blocks->cursor = index;
+    if (newest && (level->bins.rows == 0 || !free_below(blocks, level, index, &below))) blocks->cursor = index;
+    else if (top && !newest && granules <= FA_QUICK_MAX) quick_push(blocks, level, block);
     else give_range(blocks, level, index, granules);
-    if (level->left && level->live == 0) fa_blocks_pop_left(blocks);
+    if (level->live > 0) return;
+    if (top && blocks->quick != 0) flush_quick(blocks); /* the last one is gone: the cursor comes down */
+    if (level->left) fa_blocks_pop_left(blocks);
+}
+
+void fa_blocks_give(fa_blocks *blocks, uint32_t index) {
+    uint64_t *entry = entry_at(blocks, index);
+    fa_blocks_give_found(blocks, &(fa_block_found){entry, index, (uint32_t)(*entry >> SIZE_SHIFT), fa_blocks_size_in(blocks, *entry)});
 }
 
 bool fa_blocks_resize(fa_blocks *blocks, uint32_t index, uint32_t granules, size_t size) {
@@ -260,6 +280,7 @@ bool fa_blocks_resize(fa_blocks *blocks, uint32_t index, uint32_t granules, size
     uint32_t had = fa_blocks_granules(blocks, index), end = index + had;
     size_t had_size = fa_blocks_size(blocks, index);
     if (granules > had) {
+        if (blocks->quick != 0) flush_quick(blocks); /* what lies above may be free */
         if (end == blocks->cursor && is_top(blocks, level)) {
             if (blocks->granules - index < granules) return false;
             blocks->cursor = index + granules;
@@ -281,6 +302,7 @@ bool fa_blocks_resize(fa_blocks *blocks, uint32_t index, uint32_t granules, size
 
 fa_level *fa_blocks_push(fa_blocks *blocks, bool scope) {
     if (blocks->depth + 1 >= blocks->levels) return NULL;
+    if (blocks->quick != 0) flush_quick(blocks);
     fa_level *level = &blocks->level[++blocks->depth];
     level->serial = ++blocks->serial;
     level->position = blocks->cursor;
@@ -310,6 +332,7 @@ static void clear_level(fa_blocks *blocks, fa_level *level) {
 
 void fa_blocks_drop(fa_blocks *blocks, fa_level *level) {
     uint32_t depth = (uint32_t)(level - blocks->level);
+    if (blocks->quick != 0) flush_quick(blocks);
     for (uint32_t above = blocks->depth; above > depth; above--) clear_level(blocks, &blocks->level[above]);
     clear_level(blocks, level);
     blocks->depth = depth;
@@ -320,6 +343,7 @@ void fa_blocks_pop_left(fa_blocks *blocks) {
     while (blocks->depth > 0) {
         fa_level *level = &blocks->level[blocks->depth];
         if (!level->left || level->live > 0) return;
+        if (blocks->quick != 0) flush_quick(blocks); /* its last block was a fallback */
         /* Without live blocks the cursor has come down to the position and the bins are empty. */
         FA_ASSERT(blocks->cursor == level->position && level->bins.rows == 0);
         level->left = false;
@@ -343,12 +367,15 @@ bool fa_blocks_reset(fa_blocks *blocks) {
     }
     blocks->depth = blocks->cursor = 0;
     blocks->free = 0;
+    if (blocks->quick != 0) memset(blocks->quick_first, 0, sizeof blocks->quick_first);
+    blocks->quick = 0;
     blocks->epoch = (blocks->epoch + 1) & LOW_BITS(EPOCH_BITS);
     return blocks->epoch == 0;
 }
 
-void fa_blocks_each_free(const fa_blocks *blocks, void (*visit)(void *context, uint32_t index, uint32_t granules),
+void fa_blocks_each_free(fa_blocks *blocks, void (*visit)(void *context, uint32_t index, uint32_t granules),
                          void *context) {
+    flush_quick(blocks);
     for (uint32_t depth = 0; depth <= blocks->depth; depth++) {
         const fa_bins *bins = &blocks->level[depth].bins;
         for (unsigned row = 0, step = 0; bins->rows != 0 && bin_next(bins, &row, &step); step++)
@@ -390,20 +417,37 @@ static bool bins_are_valid(const fa_blocks *blocks, const fa_level *level, uint6
     return true;
 }
 
+static bool quick_is_valid(const fa_blocks *blocks, uint64_t *quick) {
+    *quick = 0;
+    for (uint32_t granules = 1; granules <= FA_QUICK_MAX; granules++) {
+        uint32_t at = blocks->quick_first[granules - 1];
+        if ((at != 0) != (blocks->quick >> (granules - 1) & 1)) return false;
+        for (; at != 0; at = link_at(blocks, at - 1)->next) {
+            if (kind_at(blocks, at - 1) != QUICK || fa_blocks_granules(blocks, at - 1) != granules) return false;
+            *quick += granules;
+            if (*quick > blocks->free) return false;
+        }
+    }
+    return true;
+}
+
 bool fa_blocks_is_valid(const fa_blocks *blocks) {
-    uint64_t free_sum = 0;
+    uint64_t free_sum = 0, quick;
+    if (!quick_is_valid(blocks, &quick)) return false;
     for (uint32_t depth = 0; depth <= blocks->depth; depth++) {
         const fa_level *level = &blocks->level[depth];
-        uint64_t live = 0, bytes = 0, free = 0, binned = 0;
+        uint64_t live = 0, bytes = 0, free = 0, quick_found = 0, binned = 0;
         uint32_t end = level_end(blocks, level), index = level->position;
         bool below_is_free = false;
         while (index < end) {
             enum kind kind = kind_at(blocks, index);
             uint32_t granules = fa_blocks_granules(blocks, index);
-            if ((kind != LIVE && kind != FREE) || granules == 0 || granules > end - index) return false;
+            if ((kind != LIVE && kind != FREE && kind != QUICK) || granules == 0 || granules > end - index) return false;
             if (kind == LIVE) {
                 live++;
                 bytes += fa_blocks_size(blocks, index);
+            } else if (kind == QUICK) {
+                quick_found += granules;
             } else {
                 if (below_is_free) return false;
                 if (granules > 1 && (kind_at(blocks, index + granules - 1) != FOOT ||
@@ -415,10 +459,11 @@ bool fa_blocks_is_valid(const fa_blocks *blocks) {
             index += granules;
         }
         if (index != end || (below_is_free && depth == blocks->depth)) return false;
-        if (!bins_are_valid(blocks, level, &binned) || binned != free || level->free != free) return false;
+        if (!bins_are_valid(blocks, level, &binned) || binned != free || level->free != free + quick_found) return false;
+        if (quick_found != (depth == blocks->depth ? quick : 0)) return false;
         /* Fallback blocks count as live in their level without lying in it. */
         if (level->live < live || level->bytes < bytes) return false;
-        free_sum += free;
+        free_sum += free + quick_found;
     }
     return free_sum == blocks->free;
 }
