@@ -22,12 +22,16 @@ test: $(VENV)/.test
 	ASAN_OPTIONS=detect_leaks=0 tests/asan/run tests/test_stark.py -k arenas
 	pytest
 
-# NumPy's own tests, whole, with fastalloc installed and in a scope; make test runs a slice of them (tests/test_numpy_suite.py).
+# Other libraries' own tests with fastalloc installed and in a scope, whole; make test runs a slice of NumPy's
+# (tests/test_numpy_suite.py). Hours on a slow machine.
 test-numpy: $(VENV)/.test
-	for under in install scope; do \
-	    FASTALLOC_TEST_UNDER=$$under PYTHONPATH=tests PYTHONSAFEPATH=1 pytest -p numpy_installed -c /dev/null -q -n 2 \
-	        -m "not slow" --ignore-glob='*f2py*' --pyargs numpy || exit 1; \
-	done
+	tests/suites numpy
+	tests/suites numpy-oldest
+
+.PHONY: test-scipy
+test-scipy: $(VENV)/.test
+	tests/suites scipy
+	tests/suites pandas
 
 # Real programs on the global allocator, the long ones too; make test runs the quick ones. What is not installed is skipped by name.
 test-programs: $(VENV)/.programs
@@ -75,7 +79,7 @@ test-wheels: $(VENV)/.dev
 test-sdist: $(VENV)/.dev
 	nox --session sdist
 
-test-all: test test-numpy test-programs test-valgrind test-amalgamation test-examples test-cross test-wheels test-sdist
+test-all: test test-numpy test-scipy test-programs test-valgrind test-amalgamation test-examples test-cross test-wheels test-sdist
 
 check: $(VENV)/.dev
 	ruff check

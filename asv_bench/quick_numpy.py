@@ -90,6 +90,29 @@ def zeros(*, touched: bool) -> tuple[Call, None]:
     return call, None
 
 
+def galois_product() -> tuple[Call, None]:
+    """Two polynomials of 2^19 coefficients over a 31-bit field, by number-theoretic transforms."""
+    import galois
+
+    modulus, size = 15 * 2**27 + 1, 1 << 20
+    random = np.random.default_rng(1)
+    a, b = (random.integers(0, modulus, size // 2, np.uint32) for _ in range(2))
+
+    def call() -> None:
+        product = galois.ntt(a, size, modulus) * galois.ntt(b, size, modulus)
+        galois.intt(product, size, modulus)
+
+    return call, None
+
+
+def prove() -> tuple[Call, None]:
+    """The STARK of examples/, small, on plain NumPy."""
+    from fastalloc.examples import stark
+
+    secret = np.arange(1, 9, dtype=np.uint32)
+    return (lambda: stark.prove(secret, 256)), None
+
+
 ROWS: dict[str, Callable[[], tuple[Call, Call | None]]] = {
     "np.empty(8)": lambda: small(lambda: np.empty(8)),
     "np.empty(1000)": lambda: small(lambda: np.empty(1000)),
@@ -109,6 +132,8 @@ ROWS: dict[str, Callable[[], tuple[Call, Call | None]]] = {
     "mixed, 2 threads": lambda: mixed(2),  # new threads are outside of the scope
     "np.zeros(64 MiB) untouched": lambda: zeros(touched=False),
     "np.zeros(64 MiB) touched": lambda: zeros(touched=True),
+    "galois product 2^20": galois_product,
+    "STARK of 256 rounds": prove,
 }
 
 
@@ -181,7 +206,7 @@ def child(column: str, names: list[str]) -> dict[str, float]:
     if column == "installed":
         fa.install(decay=1.0)
     if column == "numpy-allocator":
-        import numpy_allocator  # noqa: F401
+        over_malloc()
     found = {}
     for name in names:
         call, _ = ROWS[name]()
@@ -202,6 +227,23 @@ def child(column: str, names: list[str]) -> dict[str, float]:
             fa.numpy_stats()
     found["left_rss"] = max(0, resident() - start)
     return found
+
+
+KEPT: list[object] = []
+
+
+def over_malloc() -> None:
+    """numpy-allocator with the functions of the C library, from now on."""
+    import ctypes
+
+    import numpy_allocator
+
+    library = ctypes.CDLL(None)
+    functions = {f"_{name}_": library[name] for name in ("calloc", "free", "malloc", "realloc")}
+    addresses = {name: ctypes.addressof(function) for name, function in functions.items()}
+    made = numpy_allocator.type("over_malloc", (numpy_allocator.object,), addresses)
+    type(made).__enter__(made)
+    KEPT.extend([made, functions])
 
 
 def children(column: str, names: list[str], rounds: int) -> dict[str, float]:
@@ -250,7 +292,7 @@ def main() -> None:
         columns.append("numpy-allocator")
     else:
         print("numpy-allocator: not installed")
-    few = [name for name in names if "256" not in name and "512" not in name]
+    few = [name for name in names if "256 MiB" not in name and "512 MiB" not in name]
     for column in columns:
         found = results[f"child {column}"] = children(column, few, 3)
         print(f"\nchild processes, {column} / plain:")

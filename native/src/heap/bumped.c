@@ -73,9 +73,12 @@ static void settle(fa_arena *arena, fa_thread *thread) {
     FA_SET(thread->epoch, epoch);
 }
 
+/* Regions that are neither locked nor committed in steps are usable from creation on. */
+static bool always_usable(const fa_arena *arena) { return arena->region.lock == FA_OFF && arena->os->lazy_commit; }
+
 /* Makes everything up to `end` usable. Regions that are neither locked nor committed in steps are so from creation. */
 static fa_status make_usable(fa_arena *arena, size_t end, bool locked) {
-    if (arena->region.lock == FA_OFF && arena->os->lazy_commit) return FA_OK;
+    if (always_usable(arena)) return FA_OK;
     if (!locked) lock(arena);
     fa_status status = fa_region_use(&arena->region, fa_min(end, arena->region.capacity));
     if (!locked) unlock(arena);
@@ -261,6 +264,7 @@ static bool rewind_mine(fa_arena *arena, const fa_bump_mark *at) {
     fa_thread *mine = recent->thread;
     const fa_thread *thread;
     size_t end = FA_GET(mine->chunk.end);
+    if (!always_usable(arena)) return false; /* there may be holes below the chunk */
     if (!fa_chunk_is_current(&arena->bump, &mine->chunk) || end != FA_GET(arena->bump.cursor)) return false;
     FOR_EACH_THREAD(arena, thread) {
         if (thread != mine && FA_GET(thread->epoch) == FA_GET(arena->bump.epoch)) return false;
