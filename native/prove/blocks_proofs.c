@@ -35,7 +35,7 @@ static fa_blocks map;
     map.epoch = 1
 
 /* Refuted by
- *   mem/blocks.c
+ *   mem/blocks.h
  *   - (size_t)blocks->pages + page
  *   + (size_t)blocks->pages + page - 1
  */
@@ -43,7 +43,7 @@ PROOF(slots_are_apart) {
     ANY_MAP;
     const uint32_t a = (uint32_t)ANY, b = (uint32_t)ANY;
     ASSUME(a < map.granules && b < map.granules && a != b);
-    const size_t slot_a = slot_of(&map, a), slot_b = slot_of(&map, b);
+    const size_t slot_a = fa_blocks_slot(&map, a), slot_b = fa_blocks_slot(&map, b);
     SHOW(slot_a != slot_b);
     SHOW(slot_a < fa_blocks_slots(capacity, (unsigned)shift));
     PROVED;
@@ -66,11 +66,36 @@ PROOF(blocks_are_aligned) {
     PROVED;
 }
 
+/* Refuted by
+ *   mem/blocks.h
+ *   - *index + (uint64_t)granules > fa_min
+ *   + *index + granules > fa_min
+ */
+PROOF(a_small_block_at_the_cursor_fits) {
+    static uint64_t entries[1];
+    static fa_level levels[1];
+    ANY_MAP;
+    const uint32_t cursor = (uint32_t)ANY, granules = (uint32_t)ANY, limit = (uint32_t)ANY;
+    ASSUME(cursor <= map.granules && granules > 0 && granules <= FA_QUICK_MAX);
+    map.entry = entries - fa_blocks_slot(&map, cursor); /* so that the entry that is written is known memory */
+    map.level = levels;
+    map.depth = 0;
+    map.cursor = cursor;
+    uint32_t index;
+    if (!fa_blocks_take_small(&map, granules, (size_t)granules << shift, limit, &index)) {
+        SHOW((granules > map.granules - cursor || (uint64_t)cursor + granules > limit) && map.cursor == cursor);
+        PROVED;
+    }
+    SHOW(index == cursor && map.cursor - cursor == granules && map.cursor >= cursor);
+    SHOW(map.cursor <= map.granules && map.cursor <= limit);
+    PROVED;
+}
+
 /* What heap/mapped.c asks for, for blocks of any size, and what an entry remembers of it. */
 /* Refuted by
- *   mem/blocks.c
- *   - #define SLACK_BITS 13
- *   + #define SLACK_BITS 11
+ *   mem/blocks.h
+ *   - #define FA_ENTRY_SIZE_SHIFT 32
+ *   + #define FA_ENTRY_SIZE_SHIFT 30
  */
 PROOF(entries_know_the_size) {
     static struct fa_arena arena;
