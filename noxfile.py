@@ -19,7 +19,7 @@ VERSIONS = ["3.11", "3.12", "3.13"]
 ROOT = Path(__file__).resolve().parent
 DIST = ROOT / "build" / "dist"
 # Tests of the C library and of the sources: they have no use for an installed package.
-OF_SOURCES = ["amalgamation", "examples", "floors", "generated", "native"]
+OF_SOURCES = ["amalgamation", "cross", "examples", "floors", "generated", "native"]
 
 nox.options.envdir = str(ROOT / "build" / "nox")
 nox.options.sessions = ["wheel", "tests", "sdist"]
@@ -53,18 +53,26 @@ def wheel(session: nox.Session) -> None:
     session.run("auditwheel", "repair", "--wheel-dir", str(DIST / "manylinux"), str(built))
 
 
+def unpacked(session: nox.Session, directory: Path) -> Path:
+    """The tree of the source distribution in `directory`."""
+    place = Path(session.create_tmp()).resolve() / "place"
+    shutil.rmtree(place, ignore_errors=True)
+    (packed,) = directory.glob("*.tar.gz")
+    with tarfile.open(packed) as archive:
+        archive.extractall(place, filter="data")
+    (tree,) = place.iterdir()
+    return tree
+
+
 @nox.session(python=VERSIONS)
 def tests(session: nox.Session) -> None:
-    """In a directory without the sources, so that nothing but the wheel can be imported."""
+    """The tests of the distribution that the wheel was made of, with no sources beside them to be imported instead."""
     (built,) = (DIST / "manylinux").glob("*.whl")
     session.install(f"fastalloc[demo,test] @ {built.as_uri()}")
-    place = Path(session.create_tmp()) / "place"
-    shutil.rmtree(place, ignore_errors=True)
-    for name in ("tests", "docs", "examples"):
-        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("README.md", "pyproject.toml"):
-        shutil.copy(ROOT / name, place / name)
-    session.chdir(place)
+    tree = unpacked(session, DIST)
+    for sources in ("fastalloc", "native"):
+        shutil.rmtree(tree / sources)
+    session.chdir(tree)
     where = "import fastalloc, sys; print(fastalloc.__file__); sys.exit(not fastalloc.__file__.startswith(sys.prefix))"
     session.run("python", "-P", "-c", where)
     ignored = [f"--ignore=tests/test_{name}.py" for name in OF_SOURCES]
@@ -74,15 +82,10 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=VERSIONS[0])
 def sdist(session: nox.Session) -> None:
     """The C programs in their release build only: the sanitized ones are for the repository's own tests."""
-    if not list(DIST.glob("*.tar.gz")):
-        session.install("build")
-        session.run("python", "-m", "build", "--sdist", "--outdir", str(DIST), str(ROOT))
-    (packed,) = DIST.glob("*.tar.gz")
-    place = Path(session.create_tmp()) / "place"
-    shutil.rmtree(place, ignore_errors=True)
-    with tarfile.open(packed) as archive:
-        archive.extractall(place, filter="data")
-    (tree,) = place.iterdir()
-    session.chdir(tree)
+    built = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(built, ignore_errors=True)
+    session.install("build")
+    session.run("python", "-m", "build", "--sdist", "--outdir", str(built), str(ROOT))
+    session.chdir(unpacked(session, built))
     session.install(".[demo,test]")
     session.run("pytest", *session.posargs, env={"PYTHONSAFEPATH": "1", "FASTALLOC_TEST_PRESETS": "release"})
