@@ -51,17 +51,9 @@ def target(name: str) -> Target:
     if name == "wasm":
         if importlib.util.find_spec("ziglang") is None or importlib.util.find_spec("wasmtime") is None:
             return Target(name, (), missing="ziglang and wasmtime are not installed: the extra `cross`")
-        # setjmp is made of exceptions, in the form that was standardised in the end.
-        jumps = (
-            "-mcpu=generic+exception_handling",
-            "-mllvm",
-            "-wasm-enable-sjlj",
-            "-mllvm",
-            "-wasm-use-legacy-eh=false",
-        )
         return Target(
             name,
-            (sys.executable, "-m", "ziglang", "cc", "-target", "wasm32-wasi", *jumps),
+            (sys.executable, "-m", "ziglang", "cc", "-target", "wasm32-wasi"),
             ("-Wl,-z,stack-size=1048576",),
             (sys.executable, str(Path(__file__).with_name("wasi.py"))),
         )
