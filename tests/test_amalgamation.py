@@ -22,7 +22,7 @@ QUICK = ["arena_test", "death_test", "fastalloc32_published_test", "fastalloc32_
 
 CHOSEN = os.environ.get("FASTALLOC_TEST_AMALGAMATION", "")
 TARGETS = CHOSEN.split() or ["64-bit"]
-# Not what tests Python's heap for arrays, which no C program can reach and the amalgamation leaves out, nor what needs Lua.
+# Python's heap for arrays is not in the amalgamation, as no C program can reach it; the other one needs Lua.
 EVERY = sorted({path.stem for path in (NATIVE / "tests").glob("*_test.c")} - {"array_heap_test", "lua_test"})
 PROGRAMS = EVERY if CHOSEN else QUICK
 
