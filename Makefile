@@ -15,10 +15,11 @@ export PATH := $(BIN):$(PATH)
 demo: $(VENV)/.demo
 	fastalloc demo
 
-# Under the sanitizers: not what has no extension in it, nor test_cli.py, which reads the process's own memory, of which a
-# sanitizer maps terabytes, nor NumPy's own tests, nor what preloads another malloc. The prover's JIT compiler leaks and makes the leak check slow: its tests on arenas run without.
+# Under the sanitizers: not what has no extension in it, nor what reads a whole process's memory (a sanitizer maps terabytes), preloads
+# another malloc, or compiles C, nor NumPy's own tests. The prover's JIT compiler makes the leak check slow: its tests on arenas run without.
+UNSANITIZED := amalgamation cli examples floors fuzz live malloc native nomemory numpy_suite preload prove stark
 test: $(VENV)/.test
-	FASTALLOC_MACHINE_EXAMPLES=500 tests/asan/run tests $(addprefix --ignore=tests/test_,native.py floors.py cli.py stark.py numpy_suite.py preload.py live.py amalgamation.py examples.py fuzz.py prove.py nomemory.py) --ignore=tests/programs
+	FASTALLOC_MACHINE_EXAMPLES=500 tests/asan/run tests $(UNSANITIZED:%=--ignore=tests/test_%.py) --ignore=tests/programs
 	ASAN_OPTIONS=detect_leaks=0 tests/asan/run tests/test_stark.py -k arenas
 	pytest
 

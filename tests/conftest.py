@@ -1,9 +1,11 @@
 """What all tests of the Python package share."""
 
 import gc
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,10 @@ MAKERS: dict[str, Callable[[], fa.Arena | fa.Manager]] = {
     "scratch": lambda: fa.Scratch("8MiB", name="s"),
     "manager": lambda: fa.Manager(pool_blocks=64, name="m"),
 }
+scans_memory = pytest.mark.skipif(
+    not Path("/proc/self/mem").exists() or "asan" in os.environ.get("LD_PRELOAD", ""),
+    reason="there is no /proc/PID/mem, or a sanitizer that maps terabytes",
+)
 ARENAS = ("witness", "polynomial", "scratch")
 
 

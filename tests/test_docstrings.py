@@ -3,8 +3,10 @@
 import doctest
 import importlib
 import pkgutil
+from typing import Any
 
 import pytest
+from conftest import scans_memory
 
 import fastalloc
 
@@ -15,7 +17,11 @@ MODULES = ["fastalloc"] + [
 ]
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "fastalloc._native"])
+def marked(name: str) -> Any:
+    return pytest.param(name, marks=scans_memory) if name == "fastalloc.residue" else name
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in MODULES if name != "fastalloc._native"])
 def test_examples(name: str) -> None:
     results = doctest.testmod(importlib.import_module(name))
     assert results.failed == 0

@@ -13,13 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import scans_memory
 
 import fastalloc as fa
-
-linux = pytest.mark.skipif(
-    not Path("/proc/self/mem").exists() or "asan" in os.environ.get("LD_PRELOAD", ""),
-    reason="there is no /proc/PID/mem, or a sanitizer that maps terabytes",
-)
 
 
 @pytest.fixture
@@ -76,7 +72,7 @@ def test_pipes_of_any_length(witness: fa.Witness, size: int) -> None:
     os.close(reader)
 
 
-@linux
+@scans_memory
 def test_a_growing_read_wipes_where_it_was(witness: fa.Witness) -> None:
     secret = bytearray(os.urandom(32))
     reader, writer = os.pipe()
@@ -269,7 +265,7 @@ sys.stdin.readline()
 """
 
 
-@linux
+@scans_memory
 @pytest.mark.parametrize(
     "code",
     [

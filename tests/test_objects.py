@@ -10,14 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import run_python
+from conftest import run_python, scans_memory
 
 import fastalloc as fa
-
-linux = pytest.mark.skipif(
-    not Path("/proc/self/mem").exists() or "asan" in os.environ.get("LD_PRELOAD", ""),
-    reason="there is no /proc/PID/mem, or a sanitizer that maps terabytes",
-)
 
 PRELUDE = """
 import array, gc, io, os, sys, threading
@@ -93,7 +88,7 @@ HOLDERS = {
 }
 
 
-@linux
+@scans_memory
 def test_nothing_is_left_of_freed_objects(pattern_file: Path) -> None:
     if residue("\n".join(HOLDERS.values()), pattern_file):
         left = {name: [str(one) for one in residue(code, pattern_file)] for name, code in HOLDERS.items()}
@@ -101,7 +96,7 @@ def test_nothing_is_left_of_freed_objects(pattern_file: Path) -> None:
         raise AssertionError("each holder for itself leaves nothing, but all in a row do")
 
 
-@linux
+@scans_memory
 def test_without_it_the_secrets_are_there(pattern_file: Path) -> None:
     """Else the test above would prove nothing."""
     everything = "\n".join(HOLDERS.values())
@@ -109,12 +104,12 @@ def test_without_it_the_secrets_are_there(pattern_file: Path) -> None:
     assert "as it is" in kinds
 
 
-@linux
+@scans_memory
 def test_an_object_that_is_alive_is_found(pattern_file: Path) -> None:
     assert {one.form for one in residue("s = read(); n = number()", pattern_file)} == {"as it is", "reversed digits"}
 
 
-@linux
+@scans_memory
 def test_large_objects_from_before_are_wiped_too(pattern_file: Path) -> None:
     """They come from malloc, whose blocks tell their size; small ones are left to Python's own allocator."""
     code = "s = bytearray(10000)\nopen(sys.argv[3], 'rb', buffering=0).readinto(memoryview(s)[5000:])\n"

@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import scans_memory
 
 import fastalloc as fa
 from fastalloc import _binding
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/mem").exists() or "asan" in os.environ.get("LD_PRELOAD", ""),
-    reason="there is no /proc/PID/mem, or a sanitizer that maps terabytes",
-)
+pytestmark = scans_memory
 
 # A process that fills memory as its first argument says (with the secret's file in sys.argv[2]), says so, and waits.
 CHILD = """

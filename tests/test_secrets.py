@@ -20,15 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MAKERS, make_block
+from conftest import MAKERS, make_block, scans_memory
 
 import fastalloc as fa
 from fastalloc import _binding
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/mem").exists() or "asan" in os.environ.get("LD_PRELOAD", ""),
-    reason="there is no /proc/PID/mem, or a sanitizer that maps terabytes",
-)
+pytestmark = scans_memory
 needs_gcore = pytest.mark.skipif(shutil.which("gcore") is None, reason="gcore is not installed (Debian: gdb)")
 
 SIZE = 64
