@@ -9,7 +9,7 @@ export PATH := $(BIN):$(PATH)
 
 .PHONY: demo test test-all test-numpy test-programs test-valgrind bench bench-global bench-native bench-numpy count-native check \
     wheel amalgamation test-amalgamation test-examples cross test-cross \
-    test-wheels test-sdist residue-table clean
+    test-wheels test-sdist residue-table soak clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -43,6 +43,11 @@ test-programs: $(VENV)/.programs
 # What NumPy's operations leave of a secret outside a witness arena: the table of docs/secrets.md, made anew.
 residue-table: $(VENV)/.test
 	python tests/residue/table.py --write
+
+# All parts at once for a long time, the global allocator under them: memory flat, counters balanced, faults not growing.
+MINUTES ?= 10
+soak: $(VENV)/.test
+	fastalloc run -- $(BIN)/python tests/soak.py --minutes $(MINUTES)
 
 test-valgrind: $(VENV)/.test
 	FASTALLOC_TEST_PRESETS=debug FASTALLOC_TEST_WRAPPER="valgrind --quiet --leak-check=full --error-exitcode=99" \
