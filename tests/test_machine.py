@@ -556,7 +556,8 @@ class Machine(RuleBasedStateMachine):
         finally:
             fa.uninstall()
 
-    @precondition(lambda self: hasattr(os, "fork"))
+    # gcc 12's AddressSanitizer does not hold its own locks over a fork: a thread that ends meanwhile leaves them taken.
+    @precondition(lambda self: hasattr(os, "fork") and "asan" not in os.environ.get("LD_PRELOAD", ""))
     @rule(rare=st.integers(0, 9))
     def fork(self, rare: int) -> None:
         """The child sees what the parent saw, secrets excepted, and everything works there."""
