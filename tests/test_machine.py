@@ -145,8 +145,6 @@ class Machine(RuleBasedStateMachine):
         except MemoryError:
             assert home is not None
             assert home.may_be_full or home.closed
-        else:
-            pass
 
     def innermost(self) -> Home | None:
         return self.scopes[-1][1] if self.scopes else None

@@ -74,7 +74,7 @@ typedef struct fa_os {
     int (*reserve_at)(void *address, size_t size);
 
     /* Moves committed pages onto others, which vanish; the old range is gone. An error leaves both as they were, or, at the very
-     * worst, both unusable. */
+     * worst, both unusable. Null: the platform cannot, and the caller copies. */
     int (*move)(void *address, size_t size, void *to);
 
     int (*lock)(void *address, size_t size);
