@@ -7,10 +7,53 @@
 #include "faulty_os.h"
 #include "heap/manager.h"
 #include "mem/bump.h"
+#include "mem/canary.h"
 #include "mem/cache.h"
 #include "mem/pool.h"
 #include "mem/slabs.h"
 #include "mem/table.h"
+
+/* ---- canaries ------------------------------------------------------------------------------------------------------ */
+
+static int no_random(void *bytes, size_t size) {
+    (void)bytes, (void)size;
+    return ENOSYS;
+}
+
+TEST(a_canary_tells_every_changed_byte_at_every_length) {
+    fa_canary secret, other;
+    unsigned char memory[64];
+    CHECK(fa_canary_draw(&secret, fa_os_platform()) == 0);
+    const fa_canary canary = fa_canary_of(&secret, memory);
+    for (size_t size = 0; size <= 40; size++) {
+        memset(memory, 0, sizeof memory);
+        fa_canary_fill(&canary, memory + 8, size);
+        CHECK(is_zero(memory, 8) && is_zero(memory + 8 + size, sizeof memory - 8 - size));
+        CHECK(fa_canary_holds(&canary, memory + 8, size));
+        for (size_t i = 0; i < size; i++) {
+            CHECK(memory[8 + i] != 0 && memory[8 + i] == memory[8 + i % FA_CANARY]);
+            memory[8 + i] ^= 0x80;
+            CHECK(!fa_canary_holds(&canary, memory + 8, size));
+            memory[8 + i] ^= 0x80;
+        }
+    }
+    other = fa_canary_of(&secret, memory + 16);
+    CHECK(memcmp(&other, &canary, sizeof other) != 0);
+    fa_os os = *fa_os_platform();
+    os.random = no_random;
+    CHECK(fa_canary_draw(&secret, &os) == ENOSYS);
+}
+
+TEST(every_byte_that_is_not_zero_is_found) {
+    unsigned char memory[100] = {0};
+    for (size_t size = 0; size <= sizeof memory; size++) {
+        for (size_t i = 0; i < sizeof memory; i++) {
+            memory[i] = 1;
+            CHECK(fa_is_zero(memory, size) == (i >= size));
+            memory[i] = 0;
+        }
+    }
+}
 
 /* ---- table: every way in which a few entries can collide ------------------------------------------------------------ */
 

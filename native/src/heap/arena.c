@@ -163,7 +163,7 @@ static volatile uint32_t *make_alive(void *page, const fa_os *os) {
 }
 
 static void init(fa_arena *arena, const fa_arena_options *options, const metadata_layout *layout, const fa_region *region,
-                 size_t granule, const uint64_t canary[2]) {
+                 size_t granule, const fa_canary *canary) {
     unsigned char *metadata = (unsigned char *)arena;
     arena->region = *region;
     arena->base = region->base;
@@ -178,8 +178,7 @@ static void init(fa_arena *arena, const fa_arena_options *options, const metadat
     arena->guarded = region->pages != FA_OFF;
     arena->plain = arena->mapped && !arena->guarded;
     arena->careful = options->kind == FA_WITNESS;
-    arena->canary[0] = canary[0];
-    arena->canary[1] = canary[1];
+    arena->canary = *canary;
     arena->fast = !arena->mapped && options->alignment == granule;
     arena->alignment = options->alignment;
     arena->on_full = options->on_full;
@@ -220,7 +219,7 @@ fa_arena *fa_arena_create(const fa_arena_options *options, fa_status *status) {
     if (!options_are_valid(options)) return NULL;
 
     const fa_os *os = options->os != NULL ? options->os : fa_os_platform();
-    uint64_t canary[2] = {0};
+    fa_canary canary = {{0}};
     fa_region_spec spec = {
         .capacity = options->capacity,
         .alignment = FA_MAX_ALIGNMENT,
@@ -235,7 +234,7 @@ fa_arena *fa_arena_create(const fa_arena_options *options, fa_status *status) {
     if (options->guard == FA_GUARD_BLOCKS) {
         spec.pages = options->guard_pages;
         if (options->alignment > os->page_size()) return NULL; /* FA_ERR_INVALID */
-        if (os->random(canary, sizeof canary) != 0) { /* a canary that can be guessed is none */
+        if (fa_canary_draw(&canary, os) != 0) { /* a canary that can be guessed is none */
             *status = FA_ERR_UNSUPPORTED;
             if (spec.pages == FA_REQUIRE) return NULL;
             spec.pages = FA_OFF;
@@ -260,7 +259,7 @@ fa_arena *fa_arena_create(const fa_arena_options *options, fa_status *status) {
         return NULL;
     }
     fa_arena *arena = metadata;
-    init(arena, options, &layout, &region, granule, canary);
+    init(arena, options, &layout, &region, granule, &canary);
     return arena;
 }
 

@@ -15,6 +15,7 @@
 #include "arena.h"
 #include "mem/blocks.h"
 #include "mem/bump.h"
+#include "mem/canary.h"
 #include "mem/lock.h"
 #include "mem/region.h"
 #include "mem/table.h"
@@ -88,7 +89,7 @@ struct fa_arena {
     bool ragged;             /* guarded: some pages could not be closed */
     bool damaged_after;      /* at its end */
     const void *damaged;     /* guarded: a block whose canary was overwritten, to be reported */
-    uint64_t canary[2];      /* guarded: nobody can guess */
+    fa_canary canary;        /* guarded: nobody can guess */
 
     fa_bump_mark *mark;      /* bumped: FA_MAX_LEVELS of them; [0] is the bottom */
     uint32_t marks;          /* on top of the bottom */

@@ -17,9 +17,7 @@
  */
 #include "arena_parts.h"
 
-#include <string.h>
-
-#define CANARY ((size_t)16)
+#define CANARY FA_CANARY
 
 typedef struct placed {
     uint32_t index;
@@ -86,29 +84,21 @@ uint64_t fa_guarded_bytes(const fa_arena *arena, uint32_t index) {
 
 /* ---- canaries ------------------------------------------------------------------------------------------------------ */
 
-/* Different for each address, so that a canary copied from elsewhere is none. No byte is 0: a terminator too many, the
- * most common overrun, always shows. */
-static void canary_of(const fa_arena *arena, const placed *block, unsigned char canary[CANARY]) {
-    const uint64_t odd = 0x0101010101010101U;
-    uint64_t place = (uint64_t)(uintptr_t)at_offset(arena, block->data) * 0x9E3779B97F4A7C15U;
-    uint64_t words[2] = {(arena->canary[0] ^ place) | odd, (arena->canary[1] + place) | odd};
-    memcpy(canary, words, CANARY);
+static fa_canary canary_of(const fa_arena *arena, const placed *block) {
+    return fa_canary_of(&arena->canary, at_offset(arena, block->data));
 }
 
 static void set_canary(fa_arena *arena, const placed *block) {
-    unsigned char canary[CANARY], *rest = at_offset(arena, block->data + block->size);
-    canary_of(arena, block, canary);
-    memcpy(at_offset(arena, block->data - CANARY), canary, CANARY);
-    for (size_t i = 0; i < block->rest; i++) rest[i] = canary[i % CANARY];
+    const fa_canary canary = canary_of(arena, block);
+    fa_canary_fill(&canary, at_offset(arena, block->data - CANARY), CANARY);
+    fa_canary_fill(&canary, at_offset(arena, block->data + block->size), block->rest);
 }
 
 /* Notes the first damage since the last report. */
 static void check_canary(fa_arena *arena, const placed *block) {
-    unsigned char canary[CANARY];
-    const unsigned char *rest = at_offset(arena, block->data + block->size);
-    canary_of(arena, block, canary);
-    bool before = memcmp(at_offset(arena, block->data - CANARY), canary, CANARY) != 0, after = false;
-    for (size_t i = 0; i < block->rest; i++) after |= rest[i] != canary[i % CANARY];
+    const fa_canary canary = canary_of(arena, block);
+    bool before = !fa_canary_holds(&canary, at_offset(arena, block->data - CANARY), CANARY);
+    bool after = !fa_canary_holds(&canary, at_offset(arena, block->data + block->size), block->rest);
     if (arena->damaged != NULL || !(before || after)) return;
     arena->damaged = at_offset(arena, block->data);
     arena->damaged_after = !before;

@@ -54,12 +54,24 @@ static void report(const fa_reporter *reporter, const char *call, const void *po
     reporter->os->abort();
 }
 
+FA_COLD void fa_report_fault(const fa_reporter *reporter, const char *call, fa_fault fault, const void *pointer) {
+    static const char *const words[] = {
+        [FA_FAULT_NOT_LIVE] = ", which is not a live block of ",
+        [FA_FAULT_FOREIGN] = ", which does not belong to ",
+        [FA_FAULT_FREED] = ", which was freed already (double free), in ",
+        [FA_FAULT_INSIDE] = ", which is inside a block of ",
+        [FA_FAULT_OVERFLOW] = ", which was overrun at its end, in ",
+        [FA_FAULT_UNDERFLOW] = ", which was overrun before its beginning, in ",
+        [FA_FAULT_WRITTEN] = ", which was written to after it was freed, in ",
+        [FA_FAULT_SIZE] = ", which has another size, in ",
+    };
+    report(reporter, call, pointer, words[fault]);
+}
+
 FA_COLD void fa_report(const fa_reporter *reporter, const char *call, fa_status status, const void *pointer) {
-    const char *fault = status == FA_ERR_FOREIGN ? ", which does not belong to " : ", which is not a live block of ";
-    report(reporter, call, pointer, fault);
+    fa_report_fault(reporter, call, status == FA_ERR_FOREIGN ? FA_FAULT_FOREIGN : FA_FAULT_NOT_LIVE, pointer);
 }
 
 FA_COLD void fa_report_damage(const fa_reporter *reporter, const char *call, const void *pointer, bool after) {
-    report(reporter, call, pointer,
-           after ? ", which was overrun at its end, in " : ", which was overrun before its beginning, in ");
+    fa_report_fault(reporter, call, after ? FA_FAULT_OVERFLOW : FA_FAULT_UNDERFLOW, pointer);
 }

@@ -24,4 +24,18 @@ void fa_report(const fa_reporter *reporter, const char *call, fa_status status, 
 /* The canary before or after a block was overwritten; likewise. */
 void fa_report_damage(const fa_reporter *reporter, const char *call, const void *pointer, bool after);
 
+/* What hardened heaps tell apart. */
+typedef enum fa_fault {
+    FA_FAULT_NOT_LIVE,  /* no live block begins there */
+    FA_FAULT_FOREIGN,   /* nothing of this heap is there */
+    FA_FAULT_FREED,     /* a double free */
+    FA_FAULT_INSIDE,    /* not where the block begins */
+    FA_FAULT_OVERFLOW,  /* written to behind its end */
+    FA_FAULT_UNDERFLOW, /* written to before its beginning */
+    FA_FAULT_WRITTEN,   /* written to after it was freed */
+    FA_FAULT_SIZE       /* freed with a size that is not its own */
+} fa_fault;
+
+void fa_report_fault(const fa_reporter *reporter, const char *call, fa_fault fault, const void *pointer);
+
 #endif
