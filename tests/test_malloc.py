@@ -180,7 +180,13 @@ int main() {
     CHECK(asked == 3);
     std::set_new_handler([] { throw std::runtime_error("mine"); }); /* through C */
     try { delete[] new char[huge]; CHECK(false); } catch (const std::runtime_error &e) { CHECK(e.what()[0] == 'm'); }
-    std::set_new_handler(nullptr);
+    static int thrown = 0;
+    std::set_new_handler([] { thrown++; throw std::bad_alloc(); });
+    CHECK(new (std::nothrow) char[huge] == nullptr && thrown == 1); /* caught */
+    CHECK(::operator new(huge, std::align_val_t(128), std::nothrow) == nullptr && thrown == 2);
+    asked = 0;
+    std::set_new_handler([] { if (++asked == 3) std::set_new_handler(nullptr); });
+    CHECK(::operator new(huge, std::nothrow) == nullptr && asked == 3);
     for (int i = 0; i < 100; i++) {
         std::unique_ptr<Wide> one(new Wide);
         std::unique_ptr<Wide[]> some(new Wide[3]);
@@ -348,6 +354,10 @@ def test_a_bad_setting_is_told_in_one_line(name: str, value: str) -> None:
     done = run("/bin/true", **{name: value})
     assert done.returncode == 0
     assert re.fullmatch(rf"fastalloc: FASTALLOC_{name}={value}: .*; the default is used\n", done.stderr)
+
+
+def test_sizes_are_whole_numbers() -> None:
+    assert "expected whole bytes, such as 4GiB" in run("/bin/true", LARGE_CACHE="1.5GiB").stderr
 
 
 def test_good_settings_are_silent() -> None:

@@ -5,15 +5,15 @@
  *
  *     FASTALLOC_LARGE_CACHE   bytes of freed large blocks that stay resident          4GiB (32-bit: 256MiB)
  *     FASTALLOC_LARGE_SIZE    from this size on blocks are mapped one by one          1MiB
- *     FASTALLOC_DECAY         seconds after which unused memory is given back; 0: never    10
+ *     FASTALLOC_DECAY         seconds after which unused memory is given back; 0: never    60
  *     FASTALLOC_HUGE_PAGES    off or transparent                                      off
  *     FASTALLOC_ZERO_ON_FREE  1: every byte of a block is zeroed when it is freed      0
  *     FASTALLOC_HARDENED      reserved
  *     FASTALLOC_STATS         1: a table on standard error at exit                     0
  *     FASTALLOC_REPORT        a file for the same as JSON at exit; %p is the process's number
  *
- * A value that is none of these is told in one line, and the default is used. A process that runs with the rights of another
- * user reads nothing.
+ * Bytes are a whole number, with or without KiB, MiB, GiB or TiB. A value that is none of these is told in one line, and the
+ * default is used. A process that runs with the rights of another user reads nothing.
  *
  * The heap works from the first call on, whatever has been initialised by then; only settings, fork handlers and the report
  * are of a constructor and a destructor. Pointers that the heap does not know go to the C library, by names that reach it
@@ -181,10 +181,11 @@ EXPORT struct mallinfo mallinfo(void) {
 
 typedef void (*new_handler)(void);
 
-/* A function of the C++ library of this process, be it loaded for all or only for some. */
+/* A function of the C++ library of this process, be it loaded for all or only for some; never one of ours. */
 static void *of_cplusplus(const char *name) {
     static const char *const libraries[] = {"libstdc++.so.6", "libc++.so.1", "libc++abi.so.1"};
-    void *found = dlsym(RTLD_DEFAULT, name);
+    void *found = dlsym(RTLD_NEXT, name);
+    if (found == NULL && strncmp(name, "_Znw", 4) != 0) found = dlsym(RTLD_DEFAULT, name); /* of the program itself */
     for (size_t i = 0; found == NULL && i < sizeof libraries / sizeof libraries[0]; i++) {
         void *library = dlopen(libraries[i], RTLD_LAZY | RTLD_NOLOAD);
         if (library != NULL) found = dlsym(library, name);
@@ -192,17 +193,20 @@ static void *of_cplusplus(const char *name) {
     return found;
 }
 
-/* There is no memory: asks the handler to make some, or throws. Returns if it is worth another try. */
-FA_COLD static bool make_room(bool throws) {
+static new_handler current_handler(void) {
     new_handler (*get_handler)(void);
-    void (*throw_bad_alloc)(void);
     *(void **)&get_handler = of_cplusplus("_ZSt15get_new_handlerv");
-    new_handler handler = get_handler == NULL ? NULL : get_handler();
+    return get_handler == NULL ? NULL : get_handler();
+}
+
+/* There is no memory: asks the handler to make some, or throws. Returns if it is worth another try. */
+FA_COLD static void make_room(void) {
+    void (*throw_bad_alloc)(void);
+    new_handler handler = current_handler();
     if (handler != NULL) {
         handler();
-        return true;
+        return;
     }
-    if (!throws) return false;
     *(void **)&throw_bad_alloc = of_cplusplus("_ZSt17__throw_bad_allocv");
     if (throw_bad_alloc != NULL) throw_bad_alloc();
     static const char line[] = "fastalloc: operator new: out of memory, and no C++ library to throw std::bad_alloc\n";
@@ -210,22 +214,39 @@ FA_COLD static bool make_room(bool throws) {
     abort();
 }
 
-FA_COLD static void *new_again(size_t alignment, size_t size, bool throws) {
-    while (make_room(throws)) {
+/*
+ * The form that does not throw, with a handler that may: the C++ library's own operator calls the one that throws, which is
+ * ours again, and catches, which C cannot.
+ */
+FA_COLD static void *new_caught(size_t alignment, size_t size, const void *tag) {
+    void *(*plain)(size_t, const void *);
+    void *(*aligned)(size_t, size_t, const void *);
+    if (current_handler() == NULL) return NULL;
+    *(void **)&plain = of_cplusplus("_Znw" Z "RKSt9nothrow_t");
+    *(void **)&aligned = of_cplusplus("_Znw" Z "St11align_val_tRKSt9nothrow_t");
+    if (alignment == 1) return plain == NULL ? NULL : plain(size, tag);
+    return aligned == NULL ? NULL : aligned(size, alignment, tag);
+}
+
+FA_COLD static void *new_again(size_t alignment, size_t size) {
+    for (;;) {
+        make_room();
         void *block = fa_global_alloc_aligned(alignment, size);
         if (block != NULL) return block;
     }
-    return NULL;
 }
 
-static inline void *new_block(size_t size, bool throws) {
+/* `tag` is that of the form that does not throw; null: it throws. */
+static inline void *new_block(size_t size, const void *tag) {
     void *block = fa_global_alloc(size);
-    return FA_LIKELY(block != NULL) ? block : new_again(1, size, throws);
+    if (FA_LIKELY(block != NULL)) return block;
+    return tag != NULL ? new_caught(1, size, tag) : new_again(1, size);
 }
 
-static inline void *new_aligned(size_t size, size_t alignment, bool throws) {
+static inline void *new_aligned(size_t size, size_t alignment, const void *tag) {
     void *block = fa_is_power_of_two(alignment) ? fa_global_alloc_aligned(alignment, size) : NULL;
-    return FA_LIKELY(block != NULL) ? block : new_again(alignment, size, throws);
+    if (FA_LIKELY(block != NULL)) return block;
+    return tag != NULL ? new_caught(alignment, size, tag) : new_again(alignment, size);
 }
 
 /* Names that are only the assembler's. */
@@ -237,16 +258,16 @@ static inline void *new_aligned(size_t size, size_t alignment, bool throws) {
     void name parameters { fa_global_free(block); }
 #define IGNORED __attribute__((unused))
 
-NEW(new_one, "_Znw" Z, (size_t size), new_block(size, true))
-NEW(new_array, "_Zna" Z, (size_t size), new_block(size, true))
-NEW(new_one_nothrow, "_Znw" Z "RKSt9nothrow_t", (size_t size, const void *tag IGNORED), new_block(size, false))
-NEW(new_array_nothrow, "_Zna" Z "RKSt9nothrow_t", (size_t size, const void *tag IGNORED), new_block(size, false))
-NEW(new_one_aligned, "_Znw" Z "St11align_val_t", (size_t size, size_t alignment), new_aligned(size, alignment, true))
-NEW(new_array_aligned, "_Zna" Z "St11align_val_t", (size_t size, size_t alignment), new_aligned(size, alignment, true))
+NEW(new_one, "_Znw" Z, (size_t size), new_block(size, NULL))
+NEW(new_array, "_Zna" Z, (size_t size), new_block(size, NULL))
+NEW(new_one_nothrow, "_Znw" Z "RKSt9nothrow_t", (size_t size, const void *tag), new_block(size, tag))
+NEW(new_array_nothrow, "_Zna" Z "RKSt9nothrow_t", (size_t size, const void *tag), new_block(size, tag))
+NEW(new_one_aligned, "_Znw" Z "St11align_val_t", (size_t size, size_t alignment), new_aligned(size, alignment, NULL))
+NEW(new_array_aligned, "_Zna" Z "St11align_val_t", (size_t size, size_t alignment), new_aligned(size, alignment, NULL))
 NEW(new_one_aligned_nothrow, "_Znw" Z "St11align_val_tRKSt9nothrow_t",
-    (size_t size, size_t alignment, const void *tag IGNORED), new_aligned(size, alignment, false))
+    (size_t size, size_t alignment, const void *tag), new_aligned(size, alignment, tag))
 NEW(new_array_aligned_nothrow, "_Zna" Z "St11align_val_tRKSt9nothrow_t",
-    (size_t size, size_t alignment, const void *tag IGNORED), new_aligned(size, alignment, false))
+    (size_t size, size_t alignment, const void *tag), new_aligned(size, alignment, tag))
 
 DELETE(delete_one, "_ZdlPv", (void *block))
 DELETE(delete_array, "_ZdaPv", (void *block))
@@ -283,13 +304,15 @@ static size_t libc_usable_size(void *block) {
 
 /* ---- settings ----------------------------------------------------------------------------------------------------- */
 
-static struct {
-    pid_t process;
-    int table; /* a copy of standard error: programs close theirs before they are done; -1: no table */
-} at_exit = {.table = -1};
-
-static char report_name[4096]; /* a copy: programs that set their title write over their environment; empty: no report */
+static char report_name[4096]; /* a copy: programs that set their title write over their environment */
 static char report_path[4096]; /* the same with %p replaced */
+
+static struct {
+    bool wanted;
+    pid_t process;
+    int table;          /* a copy of standard error: programs close theirs before they are done; -1: no table */
+    const char *report; /* report_name, or null: no report */
+} at_exit = {.table = -1};
 
 static void complain(const char *name, const char *value, const char *expected) {
     char line[256];
@@ -317,7 +340,7 @@ static bool read_size(const char *text, uint64_t *size) {
 
 static void size_setting(const char *name, size_t least, size_t most, size_t *setting, const char *expected) {
     const char *text = secure_getenv(name);
-    uint64_t size;
+    uint64_t size = 0;
     if (text == NULL) return;
     if (read_size(text, &size) && size >= least && size <= most) *setting = (size_t)size;
     else complain(name, text, expected);
@@ -354,7 +377,7 @@ static void huge_setting(bool *huge_pages) {
 /* With "%p" replaced by the process's number. */
 static bool find_report_path(char *path, size_t size) {
     size_t at = 0;
-    for (const char *text = report_name; *text != '\0'; text++) {
+    for (const char *text = at_exit.report; *text != '\0'; text++) {
         int wrote = text[0] == '%' && text[1] == 'p' ? snprintf(path + at, size - at, "%ld", (long)getpid()) : -1;
         if (wrote >= 0) {
             at += (size_t)wrote;
@@ -368,31 +391,46 @@ static bool find_report_path(char *path, size_t size) {
     return true;
 }
 
+/* Most programs have none of them: these need not pay for more than this. */
+static bool has_settings(void) {
+    static const char prefix[] = "FASTALLOC_";
+    if (environ == NULL) return false;
+    for (char **variable = environ; *variable != NULL; variable++)
+        if (**variable == 'F' && strncmp(*variable, prefix, sizeof prefix - 1) == 0) return true;
+    return false;
+}
+
+FA_COLD static void read_settings(fa_global_options *options) {
+    size_setting("FASTALLOC_LARGE_CACHE", 0, SIZE_MAX / 2, &options->cache_limit, "expected whole bytes, such as 4GiB or 1536MiB");
+    size_setting("FASTALLOC_LARGE_SIZE", FA_GLOBAL_SMALL + 1, (size_t)1 << 30, &options->large_size,
+                 "expected whole bytes, such as 2MiB, above 32KiB and up to 1GiB");
+    decay_setting(&options->decay);
+    huge_setting(&options->huge_pages);
+    options->zero_on_free = flag_setting("FASTALLOC_ZERO_ON_FREE");
+
+    /* The name is taken: a program that counts on it must know that it is not there. */
+    if (flag_setting("FASTALLOC_HARDENED")) complain("FASTALLOC_HARDENED", "1", "not in this version");
+
+    const char *report = secure_getenv("FASTALLOC_REPORT");
+    if (report != NULL && report[0] == '\0') report = NULL;
+    if (report != NULL && strlen(report) < sizeof report_name) at_exit.report = strcpy(report_name, report);
+    else if (report != NULL) complain("FASTALLOC_REPORT", report, "expected the name of a file");
+    if (flag_setting("FASTALLOC_STATS")) at_exit.table = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 100);
+    at_exit.wanted = at_exit.table >= 0 || at_exit.report != NULL;
+    if (at_exit.wanted) at_exit.process = getpid();
+}
+
 __attribute__((constructor(101))) static void process_begins(void) {
     fa_global_options options;
     fa_global_options_init(&options);
     options.foreign_free = LIBC_FREE;
     options.foreign_realloc = LIBC_REALLOC;
     options.foreign_usable_size = libc_usable_size;
-    size_setting("FASTALLOC_LARGE_CACHE", 0, SIZE_MAX / 2, &options.cache_limit, "expected bytes, such as 4GiB");
-    size_setting("FASTALLOC_LARGE_SIZE", FA_GLOBAL_SMALL + 1, (size_t)1 << 30, &options.large_size,
-                 "expected bytes, above 32KiB and up to 1GiB");
-    decay_setting(&options.decay);
-    huge_setting(&options.huge_pages);
-    options.zero_on_free = flag_setting("FASTALLOC_ZERO_ON_FREE");
+    if (has_settings()) read_settings(&options);
     fa_global_configure(&options);
 
     /* First of all to be registered: prepare runs last, the others run first, so other handlers may allocate. */
     (void)fa_os_platform()->at_fork(fa_global_fork_prepare, fa_global_fork_parent, fa_global_fork_child);
-
-    /* The name is taken: a program that counts on it must know that it is not there. */
-    if (flag_setting("FASTALLOC_HARDENED")) complain("FASTALLOC_HARDENED", "1", "not in this version");
-
-    at_exit.process = getpid();
-    const char *report = secure_getenv("FASTALLOC_REPORT");
-    if (report != NULL && strlen(report) < sizeof report_name) strcpy(report_name, report);
-    else if (report != NULL) complain("FASTALLOC_REPORT", report, "expected the name of a file");
-    if (flag_setting("FASTALLOC_STATS")) at_exit.table = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 100);
 }
 
 /* ---- the report --------------------------------------------------------------------------------------------------- */
@@ -489,6 +527,7 @@ EXPORT void malloc_stats(void) {
 }
 
 __attribute__((destructor(101))) static void process_ends(void) {
+    if (!at_exit.wanted) return;
     /* A forked child tells only what has a place of its own. */
     bool is_child = getpid() != at_exit.process;
     if (at_exit.table >= 0 && !is_child) {
@@ -496,7 +535,7 @@ __attribute__((destructor(101))) static void process_ends(void) {
         add_table(&output);
         write_all(at_exit.table, &output);
     }
-    if (report_name[0] == '\0' || (is_child && strstr(report_name, "%p") == NULL)) return;
+    if (at_exit.report == NULL || (is_child && strstr(at_exit.report, "%p") == NULL)) return;
     if (!find_report_path(report_path, sizeof report_path)) return;
     int file = open(report_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (file < 0) {

@@ -63,6 +63,15 @@ fa_global_root fastalloc_malloc_stats = {
 fa_global fa_the_heap;
 #define global fa_the_heap
 
+#define DEFAULTS                                                                                                       \
+    {                                                                                                                  \
+        .struct_size = sizeof(fa_global_options),                                                                      \
+        .large_size = (size_t)1 << 20,                                                                                 \
+        .cache_limit = sizeof(void *) >= 8 ? (size_t)1 << 32 : (size_t)256 << 20,                                      \
+        .decay = 60000,                                                                                                \
+    }
+fa_global_options fa_the_options = DEFAULTS;
+
 /* What threads have that have no heap: yet, or any more. Every pop and every push there goes the slow way. */
 #define ALWAYS_SLOW {.bottom = (void **)UINTPTR_MAX}
 #define TEN_SLOW ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW
@@ -101,24 +110,19 @@ enum { NOT_YET, IN_PROGRESS, DONE };
 static atomic_int begun;
 
 static void thread_ends(void *heap);
+static void apply_options(void);
 
 void fa_global_options_init(fa_global_options *options) {
-    *options = (fa_global_options){
-        .struct_size = sizeof *options,
-        .large_size = (size_t)1 << 20,
-        .cache_limit = sizeof(void *) >= 8 ? (size_t)1 << 32 : (size_t)256 << 20,
-        .decay = 10000,
-    };
+    *options = (fa_global_options)DEFAULTS;
 }
 
 static void begin(const fa_os *os) {
-    if (!global.options.struct_size) fa_global_options_init(&global.options);
     global.os = os;
     global.started_at = os->milliseconds();
     (void)fa_pages_init(&global.pages, os, RANGE_BYTES); /* without a range every block is mapped */
     fa_table_init(&global.large.table);
-    fa_global_configure(&global.options);
-    uint32_t slots = 0;
+    apply_options();
+    uint32_t slots = FA_GLOBAL_CLASSES * FA_NURSERY;
     for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) {
         fa_central *central = &global.central[class];
         uint32_t size = fa_global_class_size(class);
@@ -363,10 +367,10 @@ static fa_heap *make_heap(void) {
     uint32_t first = take_pages((uint32_t)((size + FA_PAGE - 1) >> FA_PAGE_LOG2), 1, FA_RUN_OWN, &zero);
     if (first == 0) return NULL;
     fa_heap *heap = fa_pages_address(&global.pages, first);
-    if (!zero) memset(heap, 0, offsetof(fa_heap, nursery));
+    if (!zero) memset(heap, 0, sizeof *heap);
     /* Class 0 is that of pages without a class: frees there go the slow way, and no allocation asks for it. */
     for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++)
-        reset_bin(heap, class, heap->nursery[class], (uint32_t)fa_min(global.central[class].slots, FA_NURSERY));
+        reset_bin(heap, class, heap->magazine + (size_t)class * FA_NURSERY, (uint32_t)fa_min(global.central[class].slots, FA_NURSERY));
     heap->next = LOAD(fastalloc_malloc_stats.heaps);
     atomic_store_explicit(&fastalloc_malloc_stats.heaps, heap, memory_order_release);
     FA_COUNT(heaps, 1);
@@ -441,7 +445,7 @@ static void thread_ends(void *memory) {
 }
 
 static void now_and_then(void) {
-    uint32_t decay = global.options.decay;
+    uint32_t decay = fa_the_options.decay;
     if (decay != 0 && fa_global_now() - LOAD(global.trimmed_at) >= decay / TRIM_PARTS + 1) (void)fa_global_trim(false);
 }
 
@@ -642,7 +646,7 @@ FA_COLD static void free_beyond(void *block) {
         now_and_then();
     } else {
         FA_COUNT(foreign, 1);
-        if (global.options.foreign_free != NULL) global.options.foreign_free(block);
+        if (fa_the_options.foreign_free != NULL) fa_the_options.foreign_free(block);
     }
 }
 
@@ -665,8 +669,8 @@ size_t fa_global_usable_size(const void *block) {
     if (block == NULL) return 0;
     if (!fa_is_in_range(block)) {
         size_t room = fa_large_usable_size(block);
-        if (room != 0 || global.options.foreign_usable_size == NULL) return room;
-        return global.options.foreign_usable_size((void *)(uintptr_t)block);
+        if (room != 0 || fa_the_options.foreign_usable_size == NULL) return room;
+        return fa_the_options.foreign_usable_size((void *)(uintptr_t)block);
     }
     uint32_t page = fa_pages_of(&global.pages, block), class = global.pages.base[page];
     if (class != 0) return fa_global_class_size(class);
@@ -687,7 +691,7 @@ FA_COLD static void *realloc_large(void *block, size_t size) {
     size_t room = fa_large_usable_size(block);
     if (room == 0) {
         FA_COUNT(foreign, 1);
-        return global.options.foreign_realloc != NULL ? global.options.foreign_realloc(block, size) : out_of_memory();
+        return fa_the_options.foreign_realloc != NULL ? fa_the_options.foreign_realloc(block, size) : out_of_memory();
     }
     if (size > MAX_BLOCK) return out_of_memory();
     void *moved = size >= LOAD(global.large_size) ? fa_large_realloc(block, room, size) : NULL;
@@ -763,7 +767,7 @@ static void steal_from_idle(bool all) {
 }
 
 static bool trim_pages(bool all) {
-    uint32_t scan = all ? UINT32_MAX : TRIM_SCAN, age = all ? 0 : global.options.decay;
+    uint32_t scan = all ? UINT32_MAX : TRIM_SCAN, age = all ? 0 : fa_the_options.decay;
     size_t returned = 0;
     while (all || returned < TRIM_BYTES) {
         fa_lock_take(&global.pages_lock, global.os);
@@ -791,7 +795,7 @@ bool fa_global_trim(bool all) {
         if (!all) return false; /* somebody is at it */
         fa_lock_wait(&global.trim_lock, global.os);
     }
-    if (all || now - LOAD(global.scavenged_at) >= global.options.decay) {
+    if (all || now - LOAD(global.scavenged_at) >= fa_the_options.decay) {
         STORE(global.scavenged_at, now);
         if (own != &no_heap && all) {
             fa_lock_take(&own->lock, global.os);
@@ -810,8 +814,8 @@ bool fa_global_trim(bool all) {
 
 /* ---- settings and fork -------------------------------------------------------------------------------------------- */
 
-void fa_global_configure(const fa_global_options *options) {
-    global.options = *options;
+static void apply_options(void) {
+    const fa_global_options *options = &fa_the_options;
     STORE(global.large_size, options->large_size);
     STORE(global.zero_on_free, options->zero_on_free);
     global.pages.huge_pages = options->huge_pages;
@@ -819,6 +823,13 @@ void fa_global_configure(const fa_global_options *options) {
     /* Every free of the calling thread, and of threads that are still to come, is looked at from here on. */
     for (uint32_t class = 1; options->zero_on_free && own != &no_heap && class < FA_GLOBAL_CLASSES; class++)
         STORE(own->bin[class].limit, NULL);
+}
+
+void fa_global_configure(const fa_global_options *options) {
+    fa_the_options = *options;
+    if (atomic_load_explicit(&begun, memory_order_acquire) == NOT_YET) return; /* the beginning applies them */
+    ensure_begun();
+    apply_options();
 }
 
 static fa_heap *all_heaps(void) { return atomic_load_explicit(&fastalloc_malloc_stats.heaps, memory_order_acquire); }

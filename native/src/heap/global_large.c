@@ -314,7 +314,7 @@ void *fa_large_realloc(void *block, size_t old_room, size_t size) {
 void fa_large_purge(size_t now, size_t keep) {
     fa_evicted evicted;
     evicted.count = 0;
-    uint32_t decay = fa_the_heap.options.decay;
+    uint32_t decay = fa_the_options.decay;
     lock();
     if (decay != 0 && now - large.period_at >= decay) {
         size_t live = FA_COUNTED(large_bytes);

@@ -79,8 +79,7 @@ typedef struct fa_heap {
     void **start[FA_GLOBAL_CLASSES]; /* of the magazine; null: the bin was never used */
     void **full[FA_GLOBAL_CLASSES];  /* its end; `limit` is the same, or null if every free is to be looked at */
     fa_seen seen[FA_GLOBAL_CLASSES];
-    void *nursery[FA_GLOBAL_CLASSES][FA_NURSERY];
-    void *magazine[];
+    void *magazine[]; /* FA_NURSERY slots for each class, together; behind them, at its slots_at, what a class may have in the end */
 } fa_heap;
 
 /* ---- large blocks ------------------------------------------------------------------------------------------------- */
@@ -107,7 +106,6 @@ typedef struct fa_global {
     atomic_bool fences;      /* the system has fence_threads */
     bool has_key;
     unsigned key;
-    fa_global_options options;
     uint64_t started_at;
     atomic_size_t trimmed_at, scavenged_at; /* milliseconds since started_at */
     fa_large large;
@@ -116,6 +114,7 @@ typedef struct fa_global {
 } fa_global;
 
 extern fa_global fa_the_heap;
+extern fa_global_options fa_the_options; /* apart: a process that only starts touches one page of ours */
 
 #define FA_COUNTS (&fastalloc_malloc_stats.counts)
 #define FA_COUNT(name, amount) atomic_fetch_add_explicit(&FA_COUNTS->name, (size_t)(amount), memory_order_relaxed)
