@@ -63,7 +63,7 @@ class ArrayFunctions:
         stack = Routed("stack")
         zeros = Routed("zeros")
         zeros_like = Routed("zeros_like")
-        _frombuffer = Routed("frombuffer")
+        _frombuffer = Routed("frombuffer", view=True)
 
     def frombuffer_copy(
         self, buffer: Any, dtype: "npt.DTypeLike" = float, count: int = -1, offset: int = 0

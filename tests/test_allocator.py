@@ -38,6 +38,11 @@ FUNCTIONS = {
 }
 
 
+@pytest.fixture
+def scratch_of_a_page() -> fa.Arena:
+    return fa.Scratch("4KiB", on_full="fail")
+
+
 # ---- the functions of an arena ---------------------------------------------------------------------------------------
 
 
@@ -56,6 +61,82 @@ def test_routed_functions(allocator: Allocator, name: str) -> None:
     assert array.ctypes.data % 64 == 0
     assert fa.get_allocator() is None
     assert not fa.handles(np.empty(3))
+
+
+class Sub(np.ndarray):
+    """A subclass, for which NumPy calls __array_finalize__."""
+
+
+BASE = np.arange(24.0).reshape(2, 3, 4)
+AS_NUMPY_MAKES_THEM = {
+    "empty": [(3,), (0,), ((),), ((2, 3),), ((2, 0),), ([2, 2],), (np.int64(3),), ((1,) * 32,)],
+    "zeros": [
+        (3, t) for t in ("?", "i1", "<u2", ">u4", "f2", "f4", "g", "c8", "G", "M8[s]", "S3", "O", int, np.uint64)
+    ],
+    "empty_like": [(BASE,), (BASE.T,), (BASE[:, ::-1],), (BASE[0, 0, 0],), (BASE.view(Sub),), (np.ma.array([1, 2]),)],
+    "zeros_like": [(BASE,), (np.array(3),), (np.zeros((2, 0)),), (BASE.astype(">f8"),), ([1, 2],)],
+    "array": [
+        *((x,) for x in (BASE, BASE.T, BASE[:, 1], BASE.astype("f4"), np.zeros(20_000), BASE.view(Sub), b"ab", 3)),
+        *((x,) for x in ([1, 2, -3], (1.5, 2.5), [], [1, 2.5], [True], [2**63], [2**64, 1], [[1], [2]], [None])),
+    ],
+    "copy": [(BASE,), (BASE.T,), (BASE[:, ::2],), (3,), ([1, 2],)],
+    "asarray": [(BASE,), (BASE.view(Sub),), ([1, 2],), ((2.5,),)],
+    "arange": [(5,), (0,), (-3,), (2, 9), (9, 2), (2, 20, 7), (20, 2, -7), (3.0,), (True,), (2**31, 2**31 + 3)],
+    "ones": [(3,), ((2, 2), "u1")],
+    "full": [(3, 7), (3, 7.5), ((2, 2), 300, "i2")],
+}
+
+
+@pytest.mark.parametrize("name", AS_NUMPY_MAKES_THEM)
+def test_arrays_are_as_numpy_makes_them(arena: fa.Arena, name: str) -> None:
+    """In everything that can be asked of an array, by the quick way or the long one."""
+    for arguments in AS_NUMPY_MAKES_THEM[name]:
+        array, expected = getattr(arena, name)(*arguments), getattr(np, name)(*arguments)
+        assert type(array) is type(expected), arguments
+        assert array.shape == expected.shape, arguments
+        assert array.dtype == expected.dtype, arguments
+        assert array.strides == expected.strides, arguments
+        if np.asarray(expected).base is None:
+            flags = {flag: array.flags[flag] for flag in ("C", "F", "O", "W", "A", "X")}
+            assert flags == {flag: expected.flags[flag] for flag in flags}, arguments
+        if not name.startswith("empty"):
+            assert array.tobytes() == expected.tobytes() or array.dtype == object, arguments
+        assert arena.owns(array), arguments
+        if type(array) is np.ndarray and array.flags.owndata and array.dtype != object:
+            array.resize((7, 7), refcheck=False)
+            assert arena.owns(array), arguments
+        del array
+    assert arena.live == 0
+
+
+def test_wrong_arguments_are_numpys_errors(arena: fa.Arena) -> None:
+    for name, arguments, keywords in (
+        ("empty", (3, float, "C", "D"), {}),
+        ("empty", (3,), {"shape": 3}),
+        ("empty", (3,), {"order": "X"}),
+        ("empty", (3,), {"order": 1}),
+        ("empty", ((1,) * 65,), {}),
+        ("empty", ((2**40, 2**40),), {}),
+        ("zeros", (3, object()), {}),
+        ("arange", (0, 3, 0), {}),
+        ("copy", (), {}),
+    ):
+        with pytest.raises(Exception, match=r"^(?!cannot)") as of_numpy:
+            getattr(np, name)(*arguments, **keywords)
+        with pytest.raises(type(of_numpy.value)) as ours:
+            getattr(arena, name)(*arguments, **keywords)
+        assert str(ours.value) == str(of_numpy.value)
+    assert arena.live == 0
+
+
+def test_a_refusal_is_counted_once(scratch_of_a_page: fa.Arena) -> None:
+    arena = scratch_of_a_page
+    calls = [("empty", 10_000), ("zeros_like", np.ones((100, 100))), ("array", [1.0] * 10_000), ("ones", 10_000)]
+    for number, (name, argument) in enumerate(calls):
+        with pytest.raises(fa.OutOfMemoryError, match=r"Unable to allocate 78.1 KiB for an array with shape"):
+            getattr(arena, name)(argument)
+        assert arena.stats().failures == number + 1
+    assert arena.live == 0
 
 
 @pytest.mark.parametrize("dtype", ["u1", "<u4", ">f8", "c16", "O", "U5", [("a", "i4"), ("b", "(2,3)f8")], "(2,2)i4"])

@@ -20,7 +20,7 @@ add_custom_command(
   DEPENDS ${root}/build_ffi.py include/fastalloc.h src/heap/arena.h src/heap/array_heap.h src/heap/manager.h
   VERBATIM)
 
-python_add_library(_native MODULE ${native_c} src/adapters/install.c src/adapters/numpy.c src/adapters/python.c src/adapters/python_block.c
+python_add_library(_native MODULE ${native_c} src/adapters/arrays.c src/adapters/install.c src/adapters/numpy.c src/adapters/python.c src/adapters/python_block.c
                    src/adapters/python_heap.c src/adapters/residue.c src/adapters/wipe_objects.c)
 target_compile_definitions(_native PRIVATE Py_LIMITED_API=0x030B0000)
 target_include_directories(_native PRIVATE src)

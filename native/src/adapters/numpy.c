@@ -14,8 +14,11 @@
  *
  * A handler that nobody is inside of holds no `outer`, so an array keeps only its own arena.
  *
- * NumPy's headers are not used: its C API is a table of pointers in a capsule, the five entries we take have had their places
+ * NumPy's headers are not used: its C API is a table of pointers in a capsule, the entries we take have had their places
  * since 1.22, and so one binary works with 1.26 and every 2.x.
+ *
+ * Setting the context variable is most of what a scope costs. Where CPython's own functions for it can be looked up (they are not
+ * in its limited API) they are used on NumPy's variable, which spares the look at what was there before.
  */
 #include "numpy.h"
 
@@ -28,7 +31,6 @@
 
 /* Places in the table, and the first version of it (of NumPy 1.22) that has handlers. */
 enum {
-    NUMPY_ARRAY_TYPE = 2,
     NUMPY_FEATURE_VERSION = 211,
     NUMPY_SET_HANDLER = 304,
     NUMPY_GET_HANDLER = 305,
@@ -39,18 +41,12 @@ enum {
 static PyObject *(*set_handler)(PyObject *handler); /* null is the default; returns the one before */
 static PyObject *(*get_handler)(void);
 PyObject *fa_numpy_default, *fa_numpy_own;
-static PyTypeObject *array_type;
+void **fa_numpy_table;
 
-/* How an array begins, in every version. */
-typedef struct {
-    PyObject_HEAD
-    void *data;
-    int dimensions;
-    Py_ssize_t *shape, *strides;
-    PyObject *base;
-} numpy_array;
-
-static bool numpy_is_array(PyObject *object) { return object && PyObject_TypeCheck(object, array_type); }
+/* NumPy's context variable of the current handler; null: only the two functions above. */
+static PyObject *variable;
+static PyObject *(*variable_set)(PyObject *variable, PyObject *value); /* returns a token */
+static int (*variable_reset)(PyObject *variable, PyObject *token);
 
 static void *numpy_table(void) {
     static const char *const names[] = {"numpy._core._multiarray_umath", "numpy.core._multiarray_umath"};
@@ -65,6 +61,69 @@ static void *numpy_table(void) {
         return table;
     }
     return NULL;
+}
+
+/* Another try after Python had no memory: what stays current otherwise is a wrong allocator. Python may also set a context
+ * variable, then have no memory for the token, and say that it failed. */
+#define TRIES 4
+
+FA_COLD static int make_current_after_all(PyObject *capsule) {
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    int failed = -1;
+    for (int tries = 0; tries < TRIES && failed; tries++) {
+        PyObject *now = get_handler();
+        if (now != capsule) {
+            Py_XDECREF(now);
+            now = set_handler(capsule);
+            failed = now ? 0 : -1;
+        } else {
+            failed = 0;
+        }
+        Py_XDECREF(now);
+        PyErr_Clear();
+    }
+    if (failed) {
+        PyErr_Restore(type, value, traceback);
+    } else {
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(traceback);
+    }
+    return failed;
+}
+
+/* The variable that has changed when the handler has: it holds `probe`. New reference, or null. */
+static PyObject *variable_that_holds(PyObject *probe) {
+    PyObject *(*copy_current)(void);
+    fa_python_look_up("PyContext_CopyCurrent", &copy_current);
+    PyObject *context = copy_current ? copy_current() : NULL, *all = context ? PyObject_GetIter(context) : NULL, *found = NULL;
+    for (PyObject *each; all && !found && (each = PyIter_Next(all)); Py_DECREF(each)) {
+        PyObject *value = PyObject_GetItem(context, each);
+        if (value == probe) found = Py_NewRef(each);
+        Py_XDECREF(value);
+    }
+    Py_XDECREF(all);
+    Py_XDECREF(context);
+    return found;
+}
+
+static int find_variable(void) {
+    int failed = 0;
+    fa_python_look_up("PyContextVar_Set", &variable_set);
+    fa_python_look_up("PyContextVar_Reset", &variable_reset);
+    if (!variable_set || !variable_reset || variable) return 0;
+    void *own = PyCapsule_GetPointer(fa_numpy_own, FA_NUMPY_CAPSULE);
+    PyObject *probe = PyCapsule_New(own, FA_NUMPY_CAPSULE, NULL), *before = probe ? set_handler(probe) : NULL;
+    if (before) {
+        variable = variable_that_holds(probe);
+        PyErr_Clear();
+        failed = make_current_after_all(before);
+    }
+    Py_XDECREF(before);
+    Py_XDECREF(probe);
+    if (!failed) PyErr_Clear(); /* it goes without the variable */
+    return failed;
 }
 
 int fa_numpy_ready(void) {
@@ -83,10 +142,10 @@ int fa_numpy_ready(void) {
         fa_numpy_own = own ? PyCapsule_New(own, FA_NUMPY_CAPSULE, NULL) : NULL;
         if (!fa_numpy_own) return -1;
     }
-    array_type = table[NUMPY_ARRAY_TYPE];
     memcpy(&get_handler, &table[NUMPY_GET_HANDLER], sizeof get_handler);
     memcpy(&set_handler, &table[NUMPY_SET_HANDLER], sizeof set_handler);
-    return 0;
+    fa_numpy_table = table;
+    return find_variable();
 }
 
 /* ---- our handlers ------------------------------------------------------------------------------------------------- */
@@ -215,41 +274,29 @@ static void handler_leave(handler *left) {
     Py_XDECREF(allocator);
 }
 
-/* Another try after Python had no memory: what stays current otherwise is a wrong allocator. Python may also set a context
- * variable, then have no memory for the token, and say that it failed. */
-#define TRIES 4
-
-FA_COLD static int make_current_after_all(PyObject *capsule) {
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    int failed = -1;
-    for (int tries = 0; tries < TRIES && failed; tries++) {
-        PyObject *now = get_handler();
-        if (now != capsule) {
-            Py_XDECREF(now);
-            now = set_handler(capsule);
-            failed = now ? 0 : -1;
-        } else {
-            failed = 0;
-        }
-        Py_XDECREF(now);
-        PyErr_Clear();
-    }
-    if (failed) {
-        PyErr_Restore(type, value, traceback);
-    } else {
-        Py_XDECREF(type);
-        Py_XDECREF(value);
-        Py_XDECREF(traceback);
-    }
-    return failed;
-}
-
 static int make_current(PyObject *capsule) {
-    PyObject *before = set_handler(capsule);
+    PyObject *before = variable && capsule ? variable_set(variable, capsule) : set_handler(capsule);
     if (FA_UNLIKELY(!before)) return make_current_after_all(capsule);
     Py_DECREF(before);
     return 0;
+}
+
+int fa_numpy_begin(fa_numpy_brief *brief, PyObject *capsule) {
+    brief->token = NULL;
+    brief->outer = get_handler(); /* asked for first: a failure may have set ours all the same */
+    if (!brief->outer) return -1;
+    if (variable) brief->token = variable_set(variable, capsule);
+    if (FA_LIKELY(brief->token != NULL) || !(variable ? make_current_after_all(capsule) : make_current(capsule))) return 0;
+    Py_CLEAR(brief->outer);
+    return -1;
+}
+
+int fa_numpy_end(fa_numpy_brief *brief) {
+    int failed = brief->token ? variable_reset(variable, brief->token) : make_current(brief->outer);
+    if (FA_UNLIKELY(failed)) failed = make_current_after_all(brief->outer);
+    Py_XDECREF(brief->token);
+    Py_DECREF(brief->outer);
+    return failed;
 }
 
 /* ---- what to allocate from ---------------------------------------------------------------------------------------- */
@@ -265,7 +312,6 @@ typedef struct {
 
 static PyTypeObject *other_type;
 static PyTypeObject *using_type;
-static PyTypeObject *routed_type;
 
 static bool is_allocator(PyObject *target) { return PyObject_TypeCheck(target, fa_allocator_type); }
 
@@ -277,8 +323,7 @@ static int check_target(PyObject *target) {
     return -1;
 }
 
-/* The capsule that an Arena or a Manager keeps for itself. Borrowed. */
-static PyObject *own_capsule(fa_allocator *allocator) {
+PyObject *fa_numpy_capsule_of(fa_allocator *allocator) {
     for (;;) {
         fa_heap *heap = fa_allocator_heap(allocator);
         if (!heap) return NULL;
@@ -327,7 +372,7 @@ static bool in_chain(PyObject *capsule, PyObject *current) {
  */
 static PyObject *capsule_over(PyObject *target, PyObject *outer) {
     if (!is_allocator(target)) return fresh_capsule(target);
-    PyObject *capsule = own_capsule((fa_allocator *)target);
+    PyObject *capsule = fa_numpy_capsule_of((fa_allocator *)target);
     if (!capsule) return NULL;
     const handler *own = handler_in(capsule);
     bool free_to_use = own->entered ? own->outer == outer : !in_chain(capsule, outer);
@@ -689,257 +734,10 @@ static PyMethodDef functions[] = {
      "Raises\n------\nArgumentTypeError\n    If it is none of these.\nClosedError\n    If it is closed."},
     {NULL, NULL, 0, NULL}};
 
-/* ---- Routed: NumPy's functions as methods of an arena ------------------------------------------------------------- */
-
-/* Calls without a tuple of arguments. CPython has them since 3.9, its limited API since 3.12: the first is the name of a bit
- * of a type's flags, the second of a bit in the number of arguments. */
-#define HAVE_VECTORCALL (1UL << 11)
-#define ARGUMENTS_OFFSET ((size_t)1 << (8 * sizeof(size_t) - 1))
-typedef PyObject *(*vectorcall)(PyObject *callable, PyObject *const *args, size_t count, PyObject *names);
-typedef PyObject *(*fastcall)(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names);
-
-/*
- * A method descriptor: `arena.empty(8)` calls the Routed with (arena, 8), which calls numpy.empty(8) with the arena's handler
- * as the current one. It looks at the arena each time, so it keeps nothing alive.
- */
-typedef struct {
-    PyObject_HEAD
-    vectorcall call;
-    PyObject *name;
-    PyObject *function; /* null until first used: NumPy is imported then */
-    fastcall direct;    /* the C function of `function`, and what it is a method of; or null */
-    PyObject *direct_self;
-    bool owned;         /* a result that lies elsewhere is copied */
-} routed_object;
-
-static PyObject *routed_vectorcall(PyObject *self, PyObject *const *args, size_t count, PyObject *names);
-
-static PyObject *routed_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-    static const char *names[] = {"name", "owned", NULL};
-    PyObject *name;
-    int owned = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "U|$p:Routed", (char **)names, &name, &owned)) return NULL;
-    allocfunc allocate = FA_SLOT_OF(allocfunc, type, Py_tp_alloc);
-    routed_object *self = (routed_object *)allocate(type, 0);
-    if (!self) return NULL;
-    self->call = routed_vectorcall;
-    self->name = Py_NewRef(name);
-    self->owned = owned;
-    return (PyObject *)self;
-}
-
-static int routed_traverse(PyObject *self, visitproc visit, void *arg) {
-    Py_VISIT(Py_TYPE(self));
-    Py_VISIT(((routed_object *)self)->function);
-    return 0;
-}
-
-static int routed_clear(PyObject *self) {
-    Py_CLEAR(((routed_object *)self)->function);
-    return 0;
-}
-
-static void routed_dealloc(PyObject *self) {
-    PyObject_GC_UnTrack(self);
-    routed_clear(self);
-    Py_XDECREF(((routed_object *)self)->name);
-    fa_python_free(self);
-}
-
-/* Borrowed. */
-static PyObject *routed_function(routed_object *routed) {
-    if (FA_LIKELY(routed->function != NULL)) return routed->function;
-    PyObject *numpy = PyImport_ImportModule("numpy");
-    if (!numpy) return NULL;
-    PyObject *function = PyObject_GetAttr(numpy, routed->name);
-    Py_DECREF(numpy);
-    if (function && PyCFunction_Check(function) && PyCFunction_GetFlags(function) == (METH_FASTCALL | METH_KEYWORDS)) {
-        PyCFunction direct = PyCFunction_GetFunction(function);
-        memcpy(&routed->direct, &direct, sizeof routed->direct);
-        routed->direct_self = PyCFunction_GetSelf(function); /* lives as long as the function */
-    }
-    return routed->function = function;
-}
-
-/* NumPy's MemoryError says what it could not allocate; ours, from it, says where. */
-FA_COLD static void explain_memory_error(fa_allocator *allocator) {
-    PyObject *type, *cause, *traceback;
-    PyErr_Fetch(&type, &cause, &traceback);
-    PyErr_NormalizeException(&type, &cause, &traceback);
-    if (allocator->heap) fa_heap_refused_array(allocator->heap, cause);
-    else PyErr_Format(fa_OutOfMemoryError, "%s: %S", allocator->label, cause);
-    PyObject *new_type, *error, *new_traceback;
-    PyErr_Fetch(&new_type, &error, &new_traceback);
-    PyErr_NormalizeException(&new_type, &error, &new_traceback);
-    if (cause && error && PyObject_TypeCheck(error, (PyTypeObject *)PyExc_BaseException)) {
-        if (traceback) PyException_SetTraceback(cause, traceback);
-        PyException_SetCause(error, Py_NewRef(cause));
-    }
-    Py_XDECREF(FA_OBJECT(type));
-    Py_XDECREF(cause);
-    Py_XDECREF(traceback);
-    PyErr_Restore(new_type, error, new_traceback);
-}
-
-/* function(*args, **keywords) of arguments that lie in a row, the names of the last ones in a tuple. */
-static PyObject *call_in_a_row(PyObject *function, PyObject *const *args, Py_ssize_t count, PyObject *names) {
-    PyObject *positional = PyTuple_New(count), *keywords = names ? PyDict_New() : NULL;
-    bool failed = !positional || (names && !keywords);
-    for (Py_ssize_t i = 0; i < count && !failed; i++) failed = PyTuple_SetItem(positional, i, Py_NewRef(args[i])) != 0;
-    Py_ssize_t named = names ? PyTuple_Size(names) : 0;
-    for (Py_ssize_t i = 0; i < named && !failed; i++)
-        failed = PyDict_SetItem(keywords, PyTuple_GetItem(names, i), args[count + i]) != 0;
-    PyObject *result = failed ? NULL : PyObject_Call(function, positional, keywords);
-    Py_XDECREF(positional);
-    Py_XDECREF(keywords);
-    return result;
-}
-
-static PyObject *call_inside(fa_allocator *allocator, routed_object *routed, PyObject *const *args, Py_ssize_t count,
-                             PyObject *names) {
-    PyObject *function = routed_function(routed), *capsule = function ? own_capsule(allocator) : NULL;
-    if (!capsule) return NULL;
-    PyObject *outer = get_handler(), *result = NULL; /* asked for first: a failure may have set ours all the same */
-    if (!outer) return NULL;
-    Py_INCREF(capsule);
-    if (FA_LIKELY(!make_current(capsule))) {
-        result = routed->direct ? routed->direct(routed->direct_self, args, count, names)
-                                : call_in_a_row(function, args, count, names);
-        if (FA_LIKELY(result != NULL)) {
-            if (make_current(outer)) Py_CLEAR(result);
-        } else {
-            PyObject *type, *value, *traceback;
-            PyErr_Fetch(&type, &value, &traceback);
-            if (make_current(outer)) PyErr_Clear();
-            PyErr_Restore(type, value, traceback);
-            if (PyErr_ExceptionMatches(PyExc_MemoryError) && !PyErr_ExceptionMatches(fa_OutOfMemoryError)) {
-                explain_memory_error(allocator);
-            }
-        }
-    }
-    Py_DECREF(outer);
-    Py_DECREF(capsule);
-    return result;
-}
-
-/* Whether the data of an array, or of what it is a view of, is the allocator's. */
-static bool lies_in(fa_allocator *allocator, PyObject *array) {
-    fa_heap *heap = allocator->heap;
-    if (!heap) return false;
-    while (numpy_is_array(((numpy_array *)array)->base)) array = ((numpy_array *)array)->base;
-    const void *data = ((numpy_array *)array)->data;
-    return heap->arena ? fa_arena_owns(heap->arena, data) : fa_owns(heap->manager, data);
-}
-
-/* Of asarray(): what was there already, elsewhere, is copied; not with copy=False. Steals `result`. */
-static PyObject *take_in(fa_allocator *allocator, PyObject *result, PyObject *const *args, Py_ssize_t count, PyObject *names) {
-    static routed_object *array;
-    if (!numpy_is_array(result) || lies_in(allocator, result)) return result;
-    PyObject *copied = NULL;
-    Py_ssize_t named = names ? PyTuple_Size(names) : 0;
-    for (Py_ssize_t i = 0; i < named; i++) {
-        if (args[count + i] != Py_False || PyUnicode_CompareWithASCIIString(PyTuple_GetItem(names, i), "copy") != 0) continue;
-        PyErr_Format(PyExc_ValueError, "copy: it is not in the memory of %s, and copy=False", allocator->label);
-        Py_DECREF(result);
-        return NULL;
-    }
-    if (!array) array = (routed_object *)PyObject_CallFunction((PyObject *)routed_type, "s", "array");
-    if (array) copied = call_inside(allocator, array, &result, 1, NULL);
-    Py_DECREF(result);
-    return copied;
-}
-
-static PyObject *routed_vectorcall(PyObject *self, PyObject *const *args, size_t count_and_flag, PyObject *names) {
-    routed_object *routed = (routed_object *)self;
-    Py_ssize_t count = (Py_ssize_t)(count_and_flag & ~ARGUMENTS_OFFSET);
-    if (fa_numpy_ready()) return NULL;
-    if (FA_UNLIKELY(count == 0 || !is_allocator(args[0]))) {
-        PyErr_Format(PyExc_TypeError, "%U() is a method of an Arena or a Manager", routed->name);
-        return NULL;
-    }
-    fa_allocator *allocator = (fa_allocator *)args[0];
-    PyObject *result = call_inside(allocator, routed, args + 1, count - 1, names);
-    if (FA_UNLIKELY(routed->owned && result)) result = take_in(allocator, result, args + 1, count - 1, names);
-    return result;
-}
-
-/* The same with a tuple and a dict, for callers that have them. */
-static PyObject *routed_call(PyObject *self, PyObject *args, PyObject *keywords) {
-    Py_ssize_t count = PyTuple_Size(args), named = keywords ? PyDict_Size(keywords) : 0;
-    PyObject **row = PyMem_Malloc((size_t)(count + named + 1) * sizeof *row), *names = named ? PyTuple_New(named) : NULL;
-    PyObject *result = NULL;
-    if (row && (names || !named)) {
-        for (Py_ssize_t i = 0; i < count; i++) row[i] = PyTuple_GetItem(args, i);
-        PyObject *name, *value;
-        Py_ssize_t position = 0, i = 0;
-        for (; i < named && PyDict_Next(keywords, &position, &name, &value); i++) {
-            row[count + i] = value;
-            PyTuple_SetItem(names, i, Py_NewRef(name));
-        }
-        result = routed_vectorcall(self, row, (size_t)count, names);
-    } else if (!PyErr_Occurred()) {
-        PyErr_NoMemory();
-    }
-    Py_XDECREF(names);
-    PyMem_Free(row);
-    return result;
-}
-
-static PyObject *method_type; /* types.MethodType */
-
-static PyObject *routed_get(PyObject *self, PyObject *object, PyObject *Py_UNUSED(type)) {
-    if (!object || object == Py_None) return Py_NewRef(self);
-    return PyObject_CallFunctionObjArgs(method_type, self, object, NULL);
-}
-
-static PyObject *routed_repr(PyObject *self) {
-    return PyUnicode_FromFormat("<numpy.%U as a method of an allocator>", ((routed_object *)self)->name);
-}
-
-static PyObject *routed_get_doc(PyObject *self, void *Py_UNUSED(closure)) {
-    routed_object *routed = (routed_object *)self;
-    PyObject *function = routed_function(routed);
-    PyObject *doc = function ? PyObject_GetAttrString(function, "__doc__") : NULL;
-    if (!doc) return NULL;
-    PyObject *all = PyUnicode_FromFormat("numpy.%U, with its data in this allocator's memory.\n\n%S", routed->name, doc);
-    Py_DECREF(doc);
-    return all;
-}
-
-static PyGetSetDef routed_getset[] = {{"__doc__", routed_get_doc, NULL, NULL, NULL},
-                                      {NULL, NULL, NULL, NULL, NULL}};
-
-static PyMemberDef routed_members[] = {{"__name__", T_OBJECT, offsetof(routed_object, name), READONLY, NULL},
-                                       {"__vectorcalloffset__", T_PYSSIZET, offsetof(routed_object, call), READONLY, NULL},
-                                       {NULL, 0, 0, 0, NULL}};
-
-static PyType_Slot routed_slots[] = {{Py_tp_new, FA_SLOT(routed_new)},
-                                     {Py_tp_dealloc, FA_SLOT(routed_dealloc)},
-                                     {Py_tp_traverse, FA_SLOT(routed_traverse)},
-                                     {Py_tp_clear, FA_SLOT(routed_clear)},
-                                     {Py_tp_call, FA_SLOT(routed_call)},
-                                     {Py_tp_descr_get, FA_SLOT(routed_get)},
-                                     {Py_tp_repr, FA_SLOT(routed_repr)},
-                                     {Py_tp_getset, routed_getset},
-                                     {Py_tp_members, routed_members},
-                                     {0, NULL}};
-
-static PyType_Spec routed_spec = {"fastalloc._native.Routed", (int)sizeof(routed_object), 0,
-                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_METHOD_DESCRIPTOR |
-                                      Py_TPFLAGS_IMMUTABLETYPE | HAVE_VECTORCALL,
-                                  routed_slots};
-
 int fa_python_add_numpy(PyObject *module) {
-    if (!method_type) {
-        PyObject *types = PyImport_ImportModule("types");
-        if (!types) return -1;
-        method_type = PyObject_GetAttrString(types, "MethodType");
-        Py_DECREF(types);
-        if (!method_type) return -1;
-    }
     if (fa_python_add_type(module, &other_type, &other_spec, NULL)) return -1;
     if (fa_python_add_type(module, &using_type, &using_spec, NULL)) return -1;
-    if (fa_python_add_type(module, &routed_type, &routed_spec, NULL)) return -1;
+    if (fa_python_add_arrays(module)) return -1;
     if (fa_python_add_install(module)) return -1;
     return PyModule_AddFunctions(module, functions);
 }

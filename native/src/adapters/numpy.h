@@ -31,6 +31,9 @@ typedef struct {
 /* Imports NumPy, the first time it is needed. */
 int fa_numpy_ready(void);
 
+/* NumPy's functions and types by their numbers, once it is ready. */
+extern void **fa_numpy_table;
+
 /* NumPy's capsule of its default handler, whose handler install() replaces; and one of ours around NumPy's own handler. */
 extern PyObject *fa_numpy_default, *fa_numpy_own;
 
@@ -61,7 +64,22 @@ int fa_python_add_install(PyObject *module);
 /* The allocator goes on in `heap`: scopes of it that are open in the current context move along. `old` may be null. */
 int fa_numpy_replace_heap(fa_allocator *allocator, fa_heap *old, fa_heap *heap);
 
-/* Adds using_allocator, set_allocator, get_allocator, OtherAllocator and Routed. */
+/* The capsule that an Arena or a Manager keeps for itself. Borrowed. */
+PyObject *fa_numpy_capsule_of(fa_allocator *allocator);
+
+/* Makes a handler the current one for one call of NumPy's, and then again what was. */
+typedef struct {
+    PyObject *outer, *token;
+} fa_numpy_brief;
+int fa_numpy_begin(fa_numpy_brief *brief, PyObject *capsule);
+int fa_numpy_end(fa_numpy_brief *brief);
+
+/* Adds using_allocator, set_allocator, get_allocator and OtherAllocator, and what is in the other two files. */
 int fa_python_add_numpy(PyObject *module);
+
+/* ---- arrays.c: NumPy's functions as methods of an arena ------------------------------------------------------------ */
+
+/* Adds Routed. */
+int fa_python_add_arrays(PyObject *module);
 
 #endif

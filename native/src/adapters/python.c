@@ -3,7 +3,7 @@
  *
  * cffi generates the module, with `ffi` and `lib` in it; PyInit__native here makes it and adds the types and functions that
  * are too hot, or too closely bound to the life of memory, for a cffi call: Heap (python_heap.c), Block
- * (python_block.c), NumPy's hook (numpy.c), and in this file the base types of Arena and Manager and the scope of an
+ * (python_block.c), NumPy's hook (numpy.c) and functions (arrays.c), and in this file the base types of Arena and Manager and the scope of an
  * arena.
  */
 #include "python.h"
@@ -14,6 +14,10 @@
 
 #include <stdio.h>
 #include <string.h>
+
+#if !defined(_WIN32)
+#include <dlfcn.h>
+#endif
 
 #define FA_PYTHON_ERROR(name) PyObject *fa_##name;
 FA_PYTHON_ERRORS(FA_PYTHON_ERROR)
@@ -33,6 +37,16 @@ void fa_python_free(PyObject *self) {
     freefunc release = FA_SLOT_OF(freefunc, type, Py_tp_free);
     release(self);
     Py_DECREF(FA_OBJECT(type));
+}
+
+void fa_python_look_up(const char *name, void *function) {
+#if defined(_WIN32)
+    (void)name;
+    void *found = NULL;
+#else
+    void *found = dlsym(RTLD_DEFAULT, name);
+#endif
+    memcpy(function, &found, sizeof found); /* ISO C has no cast from an object to a function */
 }
 
 PyObject *fa_python_no_pickle(PyObject *self, PyObject *Py_UNUSED(unused)) {

@@ -149,6 +149,9 @@ int fa_python_alignment(PyObject *value, size_t *alignment);
 /* Makes the type, if it is not yet made, and adds it to the module under the last part of its name. */
 int fa_python_add_type(PyObject *module, PyTypeObject **type, PyType_Spec *spec, PyTypeObject *base);
 
+/* Sets a pointer to a function of CPython that is not in its limited API; null where it cannot be looked up. */
+void fa_python_look_up(const char *name, void *function);
+
 /* Frees the object itself, at the end of a tp_dealloc. */
 void fa_python_free(PyObject *self);
 

@@ -250,12 +250,6 @@ static int switch_on(void) { return refuse("this platform does not tell where Py
 
 #else
 
-/* A function of CPython by its name, null if there is none. ISO C has no cast from an object to a function. */
-static void look_up(const char *name, void *function) {
-    void *found = dlsym(RTLD_DEFAULT, name);
-    memcpy(function, &found, sizeof found);
-}
-
 static const void *library_of(void *(*function)(void *, size_t)) {
     void *address;
     Dl_info info;
@@ -269,7 +263,7 @@ static bool is_debug(const allocator *raw) { return raw->context != NULL; }
 /* Whether the raw functions are CPython's own, over malloc. */
 static bool is_pythons_own(const allocator *raw) {
     void *(*python)(size_t);
-    look_up("PyMem_RawMalloc", &python);
+    fa_python_look_up("PyMem_RawMalloc", &python);
     void *address;
     Dl_info info;
     memcpy(&address, &python, sizeof address);
@@ -280,8 +274,8 @@ static bool is_pythons_own(const allocator *raw) {
 static int check_interpreters(void) {
     first_function *first;
     next_function *next;
-    look_up("PyInterpreterState_Head", &first);
-    look_up("PyInterpreterState_Next", &next);
+    fa_python_look_up("PyInterpreterState_Head", &first);
+    fa_python_look_up("PyInterpreterState_Next", &next);
     if (!first || !next) return refuse("this Python does not tell how many interpreters it has");
     if (next(first())) return refuse("there is a subinterpreter; it works in one interpreter only");
     return 0;
@@ -289,8 +283,8 @@ static int check_interpreters(void) {
 
 static int switch_on(void) {
     allocator_function *get, *set;
-    look_up("PyMem_GetAllocator", &get);
-    look_up("PyMem_SetAllocator", &set);
+    fa_python_look_up("PyMem_GetAllocator", &get);
+    fa_python_look_up("PyMem_SetAllocator", &set);
     if (!get || !set) return refuse("this Python has no PyMem_SetAllocator");
     os = fa_os_platform();
     if (!os->heap_usable) return refuse("this platform does not tell how large a block of malloc is");
@@ -304,8 +298,8 @@ static int switch_on(void) {
     options.large_size = LARGE;
     if (!manager) manager = fa_manager_create(&options, NULL);
     if (!manager) return PyErr_NoMemory(), -1;
-    look_up("PyThreadState_GetUnchecked", &this_thread);
-    if (!this_thread) look_up("_PyThreadState_UncheckedGet", &this_thread); /* before 3.13 */
+    fa_python_look_up("PyThreadState_GetUnchecked", &this_thread);
+    if (!this_thread) fa_python_look_up("_PyThreadState_UncheckedGet", &this_thread); /* before 3.13 */
     if (!this_thread) return refuse("this Python does not tell in which interpreter it is");
     main_interpreter = PyInterpreterState_Get();
 
