@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,10 @@ scans_memory = pytest.mark.skipif(
     reason="there is no /proc/PID/mem, or a sanitizer that maps terabytes",
 )
 ARENAS = ("witness", "polynomial", "scratch")
+
+# A shell starts what it puts into the background with SIGINT ignored, and the programs that tests interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def is_valid(allocator: fa.Arena | fa.Manager) -> bool:

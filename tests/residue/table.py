@@ -57,7 +57,8 @@ def search(pid: int, path: Path, start: int, end: int) -> str:
 def run(row: int, mode: str, path: Path) -> tuple[str, str]:
     """What an operation leaves in a mode; and after the workaround, gc.collect() and wipe_stack()."""
     command = [sys.executable, str(HERE / "child.py"), str(row), mode, str(path)]
-    environment = dict(os.environ)
+    # The child's neighbour operations.py is found whatever keeps ./fastalloc from being imported.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     if mode == "malloc":
         environment |= {"LD_PRELOAD": fa.get_malloc_library(), "FASTALLOC_ZERO_ON_FREE": "1"}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
