@@ -78,9 +78,11 @@ def test_signals_have_their_default_actions() -> None:
     """Python ignores SIGPIPE; a program that inherited that would see errors where others end."""
     grep = shutil.which("grep")
     assert grep is not None
-    plain = subprocess.run([grep, "-E", "^Sig(Ign|Blk)", "/proc/self/status"], capture_output=True, text=True, check=True)
+    plain = subprocess.run(
+        [grep, "-E", "^Sig(Ign|Blk)", "/proc/self/status"], capture_output=True, text=True, check=True
+    )
     ran = run("--", grep, "-E", "^Sig(Ign|Blk)", "/proc/self/status")
-    # The whole path: Python 3.13 then starts both by posix_spawn, after which glibc's own two signals stay ignored.
+    # The whole path: Python 3.13 then starts both by posix_spawn, which leaves two signals of glibc ignored.
     assert ran.stdout == plain.stdout
 
 
