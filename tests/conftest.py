@@ -25,7 +25,7 @@ scans_memory = pytest.mark.skipif(
 )
 ARENAS = ("witness", "polynomial", "scratch")
 
-# A shell starts what it puts into the background with SIGINT ignored, and the programs that tests interrupt would inherit that.
+# A shell ignores SIGINT in what it puts into the background, and the programs that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
