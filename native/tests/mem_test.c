@@ -12,6 +12,7 @@
 #include "mem/pool.h"
 #include "mem/slabs.h"
 #include "mem/table.h"
+#include "mem/wipe.h"
 
 /* ---- canaries ------------------------------------------------------------------------------------------------------ */
 
@@ -272,10 +273,12 @@ TEST(every_offset_in_every_slab_finds_its_block) {
         const size_t size = fa_slab_size(class);
         fa_pool pool;
         fa_pool_init(&pool, size, FA_SPAN / size, blocks, NULL, NULL);
+        /* What lies below the pool and above it is far from every index too. */
+        for (size_t offset = 1; offset < 2 * FA_SPAN; offset++)
+            CHECK(fa_pool_index(&pool, (const void *)((uintptr_t)blocks - offset)) >= pool.count);
         for (size_t offset = 0; offset < pool.bytes; offset++) {
-            uint32_t index;
-            const bool starts = fa_pool_index(&pool, (const void *)((uintptr_t)blocks + offset), &index);
-            CHECK(starts == (offset % size == 0) && (!starts || index == offset / size));
+            const size_t index = fa_pool_index(&pool, (const void *)((uintptr_t)blocks + offset));
+            CHECK(offset % size == 0 ? index == offset / size : index >= pool.count);
         }
     }
 }
@@ -286,6 +289,72 @@ TEST(every_size_has_the_smallest_class_that_holds_it) {
         CHECK(class < FA_SLAB_CLASSES && size <= fa_slab_size(class));
         CHECK(class == 0 || size > fa_slab_size(class - 1));
     }
+}
+
+/* Whatever way a size is zeroed: all of it, and nothing next to it. */
+TEST(small_wipes_zero_what_they_are_told_and_no_more) {
+    static _Alignas(64) unsigned char around[1024];
+    for (size_t size = 16; size <= 640; size += 16) {
+        memset(around, 0xA5, sizeof around);
+        if (fa_can_wipe_pair(size)) {
+            fa_wipe_pair(around + 64 + 16, size);
+            CHECK(is_zero(around + 80, size) && around[79] == 0xA5 && around[80 + size] == 0xA5);
+            memset(around + 80, 0xA5, size);
+        }
+        fa_wipe_small(around + 80, size);
+        CHECK(is_zero(around + 80, size) && around[79] == 0xA5 && around[80 + size] == 0xA5);
+    }
+}
+
+/* ---- slabs: what magazines hold goes back ----------------------------------------------------------------------------- */
+
+static void *slab_block(fa_slabs *slabs, size_t size) {
+    const uint32_t class = fa_slab_class(size);
+    CHECK(!fa_slabs_must_refill(slabs, class) || fa_slabs_refill(slabs, fa_os_platform(), class));
+    unsigned char *block = fa_slabs_take(slabs, class, size);
+    CHECK(is_zero(block, size));
+    memset(block, 0xFF, size);
+    return block;
+}
+
+static void slab_free(fa_slabs *slabs, void *block) {
+    fa_slab_place place;
+    CHECK(fa_slabs_own(slabs, block) && fa_slabs_find(slabs, block, &place));
+    if (fa_slabs_must_spill(slabs, place.class)) fa_slabs_spill(slabs, place.class);
+    fa_slabs_give(slabs, place, block);
+    CHECK(!fa_slabs_find(slabs, block, &place)); /* a second free is found, wherever the block waits */
+}
+
+TEST(a_trim_empties_magazines_and_gives_all_but_one_slab_of_a_class_back) {
+    enum { BLOCKS = 300 };
+    static fa_slabs slabs;
+    static void *block[FA_SLAB_CLASSES][BLOCKS];
+    fa_slabs_init(&slabs);
+    for (uint32_t class = 0; class < FA_SLAB_CLASSES; class++)
+        for (size_t i = 0; i < BLOCKS; i++) block[class][i] = slab_block(&slabs, fa_slab_size(class));
+    CHECK(fa_slabs_are_valid(&slabs));
+    /* In another order than they came, so that a magazine has blocks of many slabs. */
+    for (uint32_t class = 0; class < FA_SLAB_CLASSES; class++)
+        for (size_t i = 0; i < BLOCKS; i++) slab_free(&slabs, block[class][i * 7 % BLOCKS]);
+    CHECK(fa_slabs_are_valid(&slabs) && slabs.resident > FA_SLAB_CLASSES);
+    CHECK(fa_slabs_trim(&slabs, fa_os_platform(), 0) == FA_OK);
+    CHECK(fa_slabs_are_valid(&slabs) && slabs.resident == FA_SLAB_CLASSES);
+    for (uint32_t class = 0; class < FA_SLAB_CLASSES; class++) slab_free(&slabs, slab_block(&slabs, fa_slab_size(class)));
+    fa_slabs_destroy(&slabs, fa_os_platform());
+}
+
+/* The newest freed block of a class is the next one used, whatever slab it is of, through a spill and a refill. */
+TEST(magazines_hand_the_newest_block_out_first) {
+    enum { BLOCKS = 200 };
+    static fa_slabs slabs;
+    static void *block[BLOCKS];
+    fa_slabs_init(&slabs);
+    for (size_t i = 0; i < BLOCKS; i++) block[i] = slab_block(&slabs, 1024);
+    for (size_t i = 1; i < FA_SPAN / 1024; i++) CHECK((unsigned char *)block[i] == (unsigned char *)block[i - 1] + 1024);
+    for (size_t i = 0; i < BLOCKS; i++) slab_free(&slabs, block[i]);
+    for (size_t i = 0; i < FA_MAGAZINE / 2; i++) CHECK(slab_block(&slabs, 1000) == block[BLOCKS - 1 - i]);
+    CHECK(fa_slabs_are_valid(&slabs));
+    fa_slabs_destroy(&slabs, fa_os_platform());
 }
 
 int main(int argc, char **argv) { return tap_main(argc, argv); }

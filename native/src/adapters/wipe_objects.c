@@ -72,10 +72,10 @@ static bool installed;
 #define LARGE ((size_t)1 << 20)
 
 static const fa_os *os;
-static fa_slabs slabs;
+static fa_slabs slabs;     /* initialised when it is switched on */
 static fa_table table;      /* blocks of malloc, with their sizes */
 static fa_manager *manager; /* from LARGE on, and when there is no address space for slabs */
-static uint32_t emptied;
+static uint32_t trimmed_at; /* slabs that had been given up at the last trim */
 static PyInterpreterState *main_interpreter;
 static thread_function *this_thread;
 
@@ -112,14 +112,14 @@ static void table_free(fa_slot *slot, void *block) {
 FA_APART static void *alloc_beyond(size_t size, size_t spare) {
     if (size > FA_SLAB_MAX) return size < LARGE ? table_alloc(size, size + spare) : fa_malloc(manager, size);
     check_interpreter();
-    fa_slab *slab = fa_slabs_refill(&slabs, os, fa_slab_class(size));
-    return slab ? fa_slabs_take_from(&slabs, slab, size) : fa_malloc(manager, size);
+    uint32_t class = fa_slab_class(size);
+    return fa_slabs_refill(&slabs, os, class) ? fa_slabs_take(&slabs, class, size) : fa_malloc(manager, size);
 }
 
 FA_HOT static void *object_malloc(void *Py_UNUSED(context), size_t size) {
     if (FA_LIKELY(size <= FA_SLAB_MAX)) {
-        fa_slab *slab = fa_slabs_first(&slabs, fa_slab_class(size));
-        if (FA_LIKELY(slab != NULL)) return fa_slabs_take_from(&slabs, slab, size);
+        uint32_t class = fa_slab_class(size);
+        if (FA_LIKELY(!fa_slabs_must_refill(&slabs, class))) return fa_slabs_take(&slabs, class, size);
     }
     return alloc_beyond(size, 0);
 }
@@ -133,12 +133,11 @@ static void *object_calloc(void *context, size_t count, size_t size) {
     return block;
 }
 
-/* A slab was full or is empty now. */
-FA_APART static void settle(fa_slab *slab, bool was_full) {
-    bool empty = fa_pool_live(&slab->pool) == 0;
-    fa_slabs_settle(&slabs, slab, was_full);
-    if (!empty || ++emptied < TRIM_AFTER + slabs.resident / 8) return;
-    emptied = 0;
+/* A magazine is full. */
+FA_APART static void spill(uint32_t class) {
+    fa_slabs_spill(&slabs, class);
+    if (slabs.emptied - trimmed_at < TRIM_AFTER + slabs.resident / 8) return;
+    trimmed_at = slabs.emptied;
     size_t keep = (size_t)(TRIM_AFTER + slabs.resident / 8) * FA_SPAN;
     (void)fa_slabs_trim(&slabs, os, keep); /* what cannot be given back stays */
 }
@@ -152,15 +151,13 @@ FA_APART static void free_beyond(const allocator *mine, void *block) {
 }
 
 FA_HOT static void object_free(void *context, void *block) {
-    uint32_t index;
-    fa_slab *slab;
-    if (FA_UNLIKELY(!fa_slabs_own(&slabs, block) || !fa_slabs_find(&slabs, block, &slab, &index))) {
+    fa_slab_place place;
+    if (FA_UNLIKELY(!fa_slabs_own(&slabs, block) || !fa_slabs_find(&slabs, block, &place))) {
         free_beyond(context, block);
         return;
     }
-    bool was_full = fa_pool_is_full(&slab->pool);
-    fa_pool_give(&slab->pool, index);
-    if (FA_UNLIKELY(was_full || fa_pool_live(&slab->pool) == 0)) settle(slab, was_full);
+    if (FA_UNLIKELY(fa_slabs_must_spill(&slabs, place.class))) spill(place.class);
+    fa_slabs_give(&slabs, place, block);
 }
 
 /* To another block; one that grows may do so again. */
@@ -179,13 +176,12 @@ static void cut(void *block, size_t old_size, size_t size) {
 }
 
 static void *slab_realloc(void *context, void *block, size_t size) {
-    uint32_t index;
-    fa_slab *slab;
-    if (!fa_slabs_find(&slabs, block, &slab, &index)) corrupt();
-    size_t old_size = fa_pool_size(&slab->pool, index);
-    if (size > FA_SLAB_MAX || fa_slab_class(size) != slab->class) return move(context, block, old_size, size);
+    fa_slab_place place;
+    if (!fa_slabs_find(&slabs, block, &place)) corrupt();
+    size_t old_size = fa_slabs_size(&slabs, place);
+    if (size > FA_SLAB_MAX || fa_slab_class(size) != place.class) return move(context, block, old_size, size);
     cut(block, old_size, size);
-    slab->pool.size_plus_1[index] = (uint16_t)(size + 1);
+    slabs.sizes[place.number] = (uint16_t)(size + 1);
     return block;
 }
 
@@ -298,6 +294,7 @@ static int switch_on(void) {
     options.large_size = LARGE;
     if (!manager) manager = fa_manager_create(&options, NULL);
     if (!manager) return PyErr_NoMemory(), -1;
+    fa_slabs_init(&slabs);
     fa_python_look_up("PyThreadState_GetUnchecked", &this_thread);
     if (!this_thread) fa_python_look_up("_PyThreadState_UncheckedGet", &this_thread); /* before 3.13 */
     if (!this_thread) return refuse("this Python does not tell in which interpreter it is");

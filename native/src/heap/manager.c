@@ -49,11 +49,16 @@ enum block_kind { FALLBACK, LARGE, POOLED };
 
 struct fa_manager {
     fa_pool pool;
-    size_t quick;     /* one more than what the hot path may take from the pool; 0 if the manager is locked or closed */
-    int64_t headroom; /* limit less the sum of the sizes of live blocks; below 0 only while a block is moved */
-    uint64_t used, peak;
-    uint64_t allocated, freed;
+    size_t quick;            /* one more than what the hot path may take from the pool; 0: it may take nothing from anywhere, for
+                                the manager is locked, limited or closed */
+    size_t quick_blocks;     /* of the pool, that the hot path may free: all, or 0 if the manager is locked or its blocks no pairs */
+    int64_t headroom;        /* limit less the sum of the sizes of live blocks; below 0 only while a block is moved */
+    uint64_t pool_allocated; /* blocks that came from the pool; all others are in fallbacks or large */
+    int64_t margin;          /* peak less the bytes that live blocks hold: one number to touch and not two to compare. Not next
+                                to headroom: added to as a pair, both would wait for the stores of malloc */
+    uint64_t fallbacks, slab_live;
     fa_slabs slabs;
+    uint64_t peak;
     fa_lock lock;
     bool locked;
     bool closed;
@@ -61,7 +66,7 @@ struct fa_manager {
     int64_t limit;
     const fa_os *os;
     fa_table table;
-    uint64_t fallbacks, large, cache_hits, moved, failures;
+    uint64_t large, cache_hits, moved, failures;
     uint64_t large_bytes; /* mapped by live large blocks */
     fa_reporter reporter;
     fa_cache cache;
@@ -83,30 +88,36 @@ static bool allowed(const fa_manager *manager, uint64_t more, size_t credit) {
     return !manager->closed && more <= MAX_LIMIT && (int64_t)more <= manager->headroom + (int64_t)credit;
 }
 
+static inline void hold(fa_manager *manager, int64_t room) {
+    manager->margin -= room;
+    if (FA_LIKELY(manager->margin >= 0)) return;
+    manager->peak += (uint64_t)-manager->margin;
+    manager->margin = 0;
+}
+
 static inline void enter(fa_manager *manager, size_t size, size_t room) {
     manager->headroom -= (int64_t)size;
-    manager->used += room;
-    manager->allocated++;
-    if (FA_UNLIKELY(manager->used > manager->peak)) manager->peak = manager->used;
+    hold(manager, (int64_t)room);
 }
 
 static inline void leave(fa_manager *manager, size_t size, size_t room) {
     manager->headroom += (int64_t)size;
-    manager->used -= room;
-    manager->freed++;
+    manager->margin += (int64_t)room;
 }
 
 /* A live block has another size and room now. */
 static void change(fa_manager *manager, size_t old_size, size_t size, size_t old_room, size_t room) {
     manager->headroom += (int64_t)old_size - (int64_t)size;
-    manager->used = manager->used - old_room + room;
-    if (manager->used > manager->peak) manager->peak = manager->used;
+    hold(manager, (int64_t)room - (int64_t)old_room);
 }
 
 static uint64_t requested(const fa_manager *manager) { return (uint64_t)(manager->limit - manager->headroom); }
-static uint64_t live(const fa_manager *manager) { return manager->allocated - manager->freed; }
-static uint64_t slab_live(const fa_manager *manager) {
-    return live(manager) - fa_pool_live(&manager->pool) - fa_table_known(&manager->table);
+static uint64_t used(const fa_manager *manager) { return manager->peak - (uint64_t)manager->margin; }
+static uint64_t live(const fa_manager *manager) {
+    return fa_pool_live(&manager->pool) + manager->slab_live + fa_table_known(&manager->table);
+}
+static uint64_t allocated(const fa_manager *manager) {
+    return manager->pool_allocated + manager->fallbacks + manager->large;
 }
 
 /* ---- the hot path: pool and slabs --------------------------------------------------------------------------------- */
@@ -114,43 +125,42 @@ static uint64_t slab_live(const fa_manager *manager) {
 static void *alloc_slow(fa_manager *manager, size_t alignment, size_t size, bool zeroed, size_t credit);
 static fa_status free_slow(fa_manager *manager, void *block);
 
-static void *pool_alloc(fa_manager *manager, size_t size) {
-    void *block = fa_pool_take(&manager->pool, size);
-    if (block != NULL) enter(manager, size, manager->pool.block_size);
-    return block;
+static inline void *pool_alloc(fa_manager *manager, size_t size) {
+    enter(manager, size, manager->pool.block_size);
+    manager->pool_allocated++;
+    return fa_pool_take(&manager->pool, size);
 }
 
-static fa_status pool_free(fa_manager *manager, void *block) {
-    uint32_t index;
-    if (FA_UNLIKELY(!fa_pool_index(&manager->pool, block, &index) || !fa_pool_is_live(&manager->pool, index)))
-        return FA_ERR_CORRUPT;
+static inline void *slab_alloc(fa_manager *manager, size_t size, uint32_t class) {
+    enter(manager, size, manager->slabs.kind[class].size);
+    manager->fallbacks++;
+    manager->slab_live++;
+    return fa_slabs_take(&manager->slabs, class, size);
+}
+
+/* The live block with this index. */
+static inline void pool_free(fa_manager *manager, size_t index, void *block) {
     leave(manager, fa_pool_size(&manager->pool, index), manager->pool.block_size);
     fa_pool_give(&manager->pool, index);
-    return FA_OK;
+    fa_wipe_small(block, manager->pool.block_size);
 }
 
-static fa_status slab_free(fa_manager *manager, void *block) {
-    uint32_t index;
-    fa_slab *slab;
-    if (FA_UNLIKELY(!fa_slabs_find(&manager->slabs, block, &slab, &index))) return FA_ERR_CORRUPT;
-    leave(manager, fa_pool_size(&slab->pool, index), slab->pool.block_size);
-    fa_slabs_give(&manager->slabs, slab, index);
-    return FA_OK;
+/* A live block of a slab. */
+static inline void slab_free(fa_manager *manager, fa_slab_place place, void *block) {
+    leave(manager, fa_slabs_size(&manager->slabs, place), manager->slabs.kind[place.class].size);
+    manager->slab_live--;
+    fa_slabs_give(&manager->slabs, place, block);
 }
 
 /* A zero block of the pool, if it may, or of a slab of the class; or null. The lock is held. */
 static void *small_alloc(fa_manager *manager, size_t size, uint32_t class, bool pool_may, size_t credit) {
     if (FA_UNLIKELY(!allowed(manager, size, credit))) return NULL;
-    void *block = pool_may ? pool_alloc(manager, size) : NULL;
-    if (block != NULL) return block;
-    block = fa_slabs_take(&manager->slabs, manager->os, class, size);
-    if (FA_UNLIKELY(block == NULL)) return NULL;
-    manager->fallbacks++;
-    enter(manager, size, fa_slab_size(class));
-    return block;
+    if (pool_may && !fa_pool_is_full(&manager->pool)) return pool_alloc(manager, size);
+    if (fa_slabs_must_refill(&manager->slabs, class) && !fa_slabs_refill(&manager->slabs, manager->os, class)) return NULL;
+    return slab_alloc(manager, size, class);
 }
 
-/* Any small block, or null: locked managers, the pool's first round, a slab that has to be made. */
+/* Any small block, or null: managers that are locked or limited, the pool's first round, a magazine that is empty. */
 FA_APART static void *malloc_anywhere(fa_manager *manager, size_t size) {
     if (FA_LIKELY(size <= FA_SLAB_MAX)) {
         lock(manager);
@@ -161,52 +171,63 @@ FA_APART static void *malloc_anywhere(fa_manager *manager, size_t size) {
     return alloc_slow(manager, FA_MIN_ALIGNMENT, size, false, 0);
 }
 
-/* What the pool does not hold: a slab with room, else anywhere. */
+/* What the pool does not hold: a magazine, else anywhere. */
 FA_APART static void *malloc_beyond(fa_manager *manager, size_t size) {
     bool pool_may = size < manager->quick && !fa_pool_is_full(&manager->pool);
-    if (FA_UNLIKELY(manager->quick == 0 || size > FA_SLAB_MAX || (int64_t)size > manager->headroom || pool_may))
+    if (FA_UNLIKELY(manager->quick == 0 || size > FA_SLAB_MAX || pool_may))
         return malloc_anywhere(manager, size);
-    fa_slab *slab = fa_slabs_first(&manager->slabs, fa_slab_class(size));
-    if (FA_UNLIKELY(slab == NULL)) return malloc_anywhere(manager, size);
-    manager->fallbacks++;
-    enter(manager, size, slab->pool.block_size);
-    return fa_slabs_take_from(&manager->slabs, slab, size);
+    uint32_t class = fa_slab_class(size);
+    if (FA_UNLIKELY(fa_slabs_must_refill(&manager->slabs, class))) return malloc_anywhere(manager, size);
+    return slab_alloc(manager, size, class);
 }
 
 FA_HOT void *fa_malloc(fa_manager *manager, size_t size) {
-    if (FA_LIKELY(size < manager->quick && (int64_t)size <= manager->headroom && manager->pool.stacked > 0))
-        return pool_alloc(manager, size);
+    if (FA_LIKELY(size < manager->quick && manager->pool.stacked > 0)) return pool_alloc(manager, size);
     return malloc_beyond(manager, size);
 }
 
 fa_status fa_manager_try_free(fa_manager *manager, void *block) {
     fa_status status = FA_ERR_CORRUPT;
+    fa_slab_place place;
     lock(manager);
+    size_t index = fa_pool_index(&manager->pool, block);
     bool in_pool = fa_pool_owns(&manager->pool, block), in_slabs = fa_slabs_own(&manager->slabs, block);
-    if (in_pool) {
-        status = pool_free(manager, block);
-    } else if (FA_LIKELY(in_slabs)) {
-        status = slab_free(manager, block);
+    if (index < manager->pool.count && fa_pool_is_live(&manager->pool, index)) {
+        pool_free(manager, index, block);
+        status = FA_OK;
+    } else if (in_slabs && fa_slabs_find(&manager->slabs, block, &place)) {
+        if (FA_UNLIKELY(fa_slabs_must_spill(&manager->slabs, place.class))) fa_slabs_spill(&manager->slabs, place.class);
+        slab_free(manager, place, block);
+        status = FA_OK;
     }
     unlock(manager);
     return FA_LIKELY(in_pool || in_slabs) ? status : free_slow(manager, block);
 }
 
-/* Locked managers, what is in neither pool nor slabs, and what is no block. */
+/* Locked managers, full magazines, what is in neither pool nor slabs, and what is no block. */
 FA_APART static void free_anywhere(fa_manager *manager, void *block) {
     fa_status status = block == NULL ? FA_OK : fa_manager_try_free(manager, block);
     if (FA_UNLIKELY(status != FA_OK)) fa_report(&manager->reporter, "free", status, block);
 }
 
-/* Blocks that are not of the pool: of a slab, else anywhere. */
+/* Blocks of a slab, else anywhere. */
 FA_APART static void free_beyond(fa_manager *manager, void *block) {
-    if (FA_LIKELY(manager->quick != 0 && fa_slabs_own(&manager->slabs, block) && slab_free(manager, block) == FA_OK)) return;
-    free_anywhere(manager, block);
+    fa_slab_place place;
+    if (FA_LIKELY(manager->quick != 0 && fa_slabs_own(&manager->slabs, block) &&
+                  fa_slabs_find(&manager->slabs, block, &place) && !fa_slabs_must_spill(&manager->slabs, place.class)))
+        slab_free(manager, place, block);
+    else free_anywhere(manager, block);
 }
 
 FA_HOT void fa_free(fa_manager *manager, void *block) {
-    if (FA_LIKELY(manager->quick != 0 && fa_pool_owns(&manager->pool, block) && pool_free(manager, block) == FA_OK)) return;
-    free_beyond(manager, block);
+    size_t index = fa_pool_index(&manager->pool, block), room = manager->pool.block_size;
+    if (FA_UNLIKELY(index >= manager->quick_blocks || !fa_pool_is_live(&manager->pool, index))) {
+        free_beyond(manager, block);
+        return;
+    }
+    leave(manager, fa_pool_size(&manager->pool, index), room);
+    fa_pool_give(&manager->pool, index);
+    fa_wipe_pair(block, room);
 }
 
 /* ---- creation ---------------------------------------------------------------------------------------------------- */
@@ -262,7 +283,8 @@ fa_manager *fa_manager_create(const fa_manager_options *options, fa_status *stat
     const uint64_t limit = options->limit;
     manager->limit = limit != 0 && limit < MAX_LIMIT ? (int64_t)limit : (int64_t)MAX_LIMIT;
     manager->headroom = manager->limit;
-    manager->quick = manager->locked ? 0 : options->block_size + 1;
+    manager->quick = manager->locked || limit != 0 ? 0 : options->block_size + 1;
+    manager->quick_blocks = manager->locked || !fa_can_wipe_pair(options->block_size) ? 0 : pool.count;
     manager->os = os;
     manager->mapped = mapped;
     manager->cache.limit = options->cache_limit;
@@ -281,8 +303,7 @@ fa_manager *fa_manager_create(const fa_manager_options *options, fa_status *stat
 
 typedef struct found {
     enum block_kind kind;
-    uint32_t index; /* POOLED: in this pool, be it the pool or a slab's */
-    fa_pool *pool;
+    uint16_t *size_plus_1; /* POOLED: where its size stands, of the pool or of the slabs */
     size_t room;
     size_t size;
 } found;
@@ -481,18 +502,22 @@ static fa_status look_up(fa_manager *manager, const void *address, found *block)
     *block = (found){.kind = POOLED};
     bool in_pool = fa_pool_owns(&manager->pool, address);
     if (in_pool || fa_slabs_own(&manager->slabs, address)) {
-        fa_slab *slab;
+        fa_slab_place place;
         bool live;
         if (in_pool) {
-            block->pool = &manager->pool;
-            live = fa_pool_index(block->pool, address, &block->index) && fa_pool_is_live(block->pool, block->index);
+            size_t index = fa_pool_index(&manager->pool, address);
+            live = index < manager->pool.count && fa_pool_is_live(&manager->pool, index);
+            place.number = (uint32_t)index;
+            block->room = manager->pool.block_size;
+            block->size_plus_1 = manager->pool.size_plus_1;
         } else {
-            live = fa_slabs_find(&manager->slabs, address, &slab, &block->index);
-            block->pool = &slab->pool;
+            live = fa_slabs_find(&manager->slabs, address, &place);
+            block->room = manager->slabs.kind[place.class].size;
+            block->size_plus_1 = manager->slabs.sizes;
         }
         if (!live) return FA_ERR_CORRUPT;
-        block->room = block->pool->block_size;
-        block->size = fa_pool_size(block->pool, block->index);
+        block->size_plus_1 += place.number;
+        block->size = *block->size_plus_1 - 1U;
         return FA_OK;
     }
     const fa_slot *slot = fa_table_find(&manager->table, address);
@@ -505,8 +530,8 @@ static fa_status look_up(fa_manager *manager, const void *address, found *block)
 static size_t usable(const found *block) { return block->kind == LARGE ? block->size : block->room; }
 
 /* Whether a block should stay where it is with another size. */
-static bool stays(const fa_manager *manager, const found *block, size_t size) {
-    if (block->kind == POOLED && block->pool == &manager->pool) return size <= block->room;
+static bool stays(const fa_manager *manager, const void *address, const found *block, size_t size) {
+    if (fa_pool_owns(&manager->pool, address)) return size <= block->room;
     if (block->kind == POOLED) return size <= block->room && fa_slab_size(fa_slab_class(size)) == block->room;
     if (block->kind == LARGE) return size >= manager->large_size && large_room(manager, size) == block->room;
     return size > FA_SLAB_MAX && fallback_room(size) == block->room;
@@ -519,7 +544,7 @@ static void set_size(fa_manager *manager, void *address, found block, size_t siz
     if (block.room > MAX_SLACK) size = fa_max(size, block.room - MAX_SLACK);
     change(manager, block.size, size, 0, 0);
     if (block.kind == POOLED) {
-        block.pool->size_plus_1[block.index] = (uint16_t)(size + 1);
+        *block.size_plus_1 = (uint16_t)(size + 1);
         return;
     }
     block.size = size;
@@ -557,7 +582,7 @@ void *fa_manager_try_realloc(fa_manager *manager, void *address, size_t alignmen
     alignment = fa_max(alignment, FA_MIN_ALIGNMENT);
     lock(manager);
     *status = look_up(manager, address, &block);
-    bool in_place = *status == FA_OK && stays(manager, &block, size) &&
+    bool in_place = *status == FA_OK && stays(manager, address, &block, size) &&
                     ((uintptr_t)address & (alignment - 1)) == 0 &&
                     allowed(manager, size, block.size);
     if (in_place) set_size(manager, address, block, size);
@@ -634,19 +659,19 @@ fa_status fa_manager_get_stats(const fa_manager *manager, fa_manager_stats *stat
     uint64_t slabs = (uint64_t)manager->slabs.resident << FA_SPAN_LOG2;
     *stats = (fa_manager_stats){
         .requested = requested(manager),
-        .used = manager->used,
+        .used = used(manager),
         .reserved = manager->pool.mapped + manager->slabs.reserved_size + manager->large_bytes + manager->cache.bytes +
                     manager->table.mapped,
         .resident = touched + slabs + manager->large_bytes + manager->cache.bytes,
         .cached = manager->cache.bytes,
         .peak = manager->peak,
         .live = live(manager),
-        .allocated = manager->allocated,
-        .freed = manager->freed,
+        .allocated = allocated(manager),
+        .freed = allocated(manager) - live(manager),
         .pool_blocks = manager->pool.count,
         .pool_live = fa_pool_live(&manager->pool),
         .slab_bytes = slabs,
-        .slab_live = slab_live(manager),
+        .slab_live = manager->slab_live,
         .fallbacks = manager->fallbacks,
         .large = manager->large,
         .cache_hits = manager->cache_hits,
@@ -667,7 +692,8 @@ void fa_manager_close(fa_manager *manager) {
 uint64_t fa_manager_restart_peak(fa_manager *manager, uint64_t *used_now) {
     lock(manager);
     uint64_t peak = manager->peak;
-    *used_now = manager->peak = manager->used;
+    *used_now = manager->peak = used(manager);
+    manager->margin = 0;
     unlock(manager);
     return peak;
 }
@@ -706,25 +732,25 @@ static void add_pool(const fa_pool *pool, uint64_t *sizes, uint64_t *used, uint6
 
 bool fa_manager_is_valid(const fa_manager *manager) {
     lock(manager);
-    bool valid = fa_pool_is_valid(&manager->pool) && fa_slabs_are_valid(&manager->slabs) &&
+    bool valid = fa_pool_is_valid(&manager->pool, 0) && fa_slabs_are_valid(&manager->slabs) &&
                  fa_table_is_valid(&manager->table) && fa_cache_is_valid(&manager->cache);
-    uint64_t sizes = 0, used = 0, blocks = 0, large = 0;
-    add_pool(&manager->pool, &sizes, &used, &blocks);
+    uint64_t sizes = 0, rooms = 0, blocks = 0, large = 0;
+    add_pool(&manager->pool, &sizes, &rooms, &blocks);
     valid = valid && blocks == fa_pool_live(&manager->pool);
     for (uint32_t span = 0; span < manager->slabs.fresh; span++)
-        add_pool(&manager->slabs.slab[span].pool, &sizes, &used, &blocks);
-    valid = valid && blocks == fa_pool_live(&manager->pool) + slab_live(manager);
+        add_pool(&manager->slabs.slab[span].pool, &sizes, &rooms, &blocks);
+    valid = valid && blocks == fa_pool_live(&manager->pool) + manager->slab_live;
     size_t position = 0;
     for (const fa_slot *slot = fa_table_next(&manager->table, &position); slot != NULL;
          slot = fa_table_next(&manager->table, &position)) {
         found block = unpack(slot->value);
         sizes += block.size;
-        used += block.room;
+        rooms += block.room;
         large += block.kind == LARGE ? block.room : 0;
         blocks++;
     }
-    valid = valid && sizes == requested(manager) && used == manager->used && blocks == live(manager) &&
-            large == manager->large_bytes && manager->headroom >= 0 && used <= manager->peak;
+    valid = valid && sizes == requested(manager) && rooms == used(manager) && blocks == live(manager) &&
+            large == manager->large_bytes && manager->headroom >= 0 && manager->margin >= 0;
     unlock(manager);
     return valid;
 }

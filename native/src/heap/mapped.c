@@ -11,6 +11,8 @@
  */
 #include "arena_parts.h"
 
+#include <string.h>
+
 /* Witness blocks up to this size are wiped inside the lock: cheaper than taking it twice. */
 #define WIPE_INSIDE_LOCK ((size_t)4 << 10)
 /* From here on blocks are laid out in whole pages: an eighth is lost at most. */

@@ -12,10 +12,9 @@
 
 void fa_pool_init(fa_pool *pool, size_t block_size, size_t count, void *blocks, uint16_t *size_plus_1,
                   uint32_t *stack) {
-    size_t units = block_size / 16;
     *pool = (fa_pool){.blocks = blocks, .size_plus_1 = size_plus_1, .stack = stack, .count = (uint32_t)count};
     pool->block_size = (uint32_t)block_size;
-    pool->reciprocal = ((UINT64_C(1) << FA_POOL_SHIFT) + units - 1) / units;
+    pool->divisor = fa_divisor_of(block_size);
     pool->bytes = count * block_size;
 }
 
@@ -23,10 +22,8 @@ fa_status fa_pool_create(fa_pool *pool, const fa_os *os, size_t block_size, size
     memset(pool, 0, sizeof *pool);
     pool->block_size = (uint32_t)block_size;
     if (count == 0) return FA_OK;
-    size_t units = block_size / 16, page = os->page_size(), mapped;
-    /* Beyond these the index would not be exact, or the sums below would wrap. */
-    if (count >= FA_POOL_MAX_COUNT || count > (UINT64_C(1) << FA_POOL_SHIFT) / ((uint64_t)units * units))
-        return FA_ERR_INVALID;
+    size_t page = os->page_size(), mapped;
+    if (count >= FA_POOL_MAX_COUNT) return FA_ERR_INVALID;
     if (count > (SIZE_MAX - page) / (block_size + sizeof(uint32_t) + sizeof(uint16_t))) return FA_ERR_NOMEM;
     size_t stack = count * block_size, sizes = stack + count * sizeof(uint32_t);
     if (!fa_align_up(sizes + count * sizeof(uint16_t), page, &mapped)) return FA_ERR_NOMEM;
@@ -45,7 +42,10 @@ fa_status fa_pool_create(fa_pool *pool, const fa_os *os, size_t block_size, size
 
 void fa_pool_wipe(fa_pool *pool) {
     for (uint32_t index = 0; index < pool->used; index++)
-        if (fa_pool_is_live(pool, index)) fa_pool_give(pool, index);
+        if (fa_pool_is_live(pool, index)) {
+            fa_wipe_small(pool->blocks + (size_t)index * pool->block_size, pool->block_size);
+            fa_pool_give(pool, index);
+        }
 }
 
 void fa_pool_destroy(fa_pool *pool, const fa_os *os) {
@@ -54,14 +54,14 @@ void fa_pool_destroy(fa_pool *pool, const fa_os *os) {
     memset(pool, 0, sizeof *pool);
 }
 
-bool fa_pool_is_valid(const fa_pool *pool) {
+bool fa_pool_is_valid(const fa_pool *pool, uint32_t waiting) {
     uint32_t live = 0;
     for (uint32_t index = 0; index < pool->used; index++) {
         if (!fa_pool_is_live(pool, index)) continue;
         live++;
         if (fa_pool_size(pool, index) > pool->block_size) return false;
     }
-    if (pool->used > pool->count || live + pool->stacked != pool->used) return false;
+    if (pool->used > pool->count || live + waiting + pool->stacked != pool->used) return false;
     for (uint32_t i = 0; i < pool->stacked; i++)
         if (pool->stack[i] >= pool->used || fa_pool_is_live(pool, pool->stack[i])) return false;
     return true;

@@ -9,7 +9,7 @@
  * zero pages and are wiped, whole, before they are freed.
  *
  * Invariants: stacked + live + never used = count; a block is on the stack exactly if it was used and its size is 0.
- * Thread rule: the owner's lock. Cost: a handful of instructions; a division by multiplication to find the index.
+ * Thread rule: the owner's lock. Cost: a handful of instructions, a multiplication in place of a division, and the zeroing.
  */
 #ifndef FA_MEM_POOL_H
 #define FA_MEM_POOL_H
@@ -21,14 +21,33 @@
 
 /* So that size + 1 fits in 16 bits. */
 #define FA_POOL_MAX_BLOCK ((size_t)65520)
+/* So that a count fits in 32 bits, with room to add. */
+#define FA_POOL_MAX_COUNT ((size_t)1 << 24)
 
 /*
- * With d = block_size / 16, r = ceil(2^40 / d) and u = offset / 16, floor(u * r / 2^40) is floor(u / d) as long as
- * u * (r * d - 2^40) < 2^40, for which count * d * d <= 2^40 is enough (Granlund and Montgomery, "Division by invariant
- * integers using multiplication", 1994), and u * r stays below 2^64 as long as count < 2^24.
+ * The index of a block is its offset divided by the block size, d = odd * 2^shift, if that divides it. Modulo 2^n (n bits to a
+ * size_t) odd has an inverse, and offset * inverse rotated right by shift is the quotient where there is one, and more than
+ * (2^n - 1) / d where there is none (Granlund and Montgomery, "Division by invariant integers using multiplication", 1994,
+ * section 9). No count of blocks is that large, so one comparison tells a block from all other addresses.
  */
-#define FA_POOL_SHIFT 40
-#define FA_POOL_MAX_COUNT ((size_t)1 << 24)
+typedef struct fa_divisor {
+    size_t inverse;
+    uint32_t shift;
+} fa_divisor;
+
+static inline fa_divisor fa_divisor_of(size_t size) {
+    fa_divisor divisor = {.shift = 0};
+    for (; size % 2 == 0; size /= 2) divisor.shift++;
+    size_t inverse = size; /* of the odd part: right in three bits; each turn doubles them */
+    for (int bits = 3; bits < 64; bits *= 2) inverse *= 2 - size * inverse;
+    divisor.inverse = inverse;
+    return divisor;
+}
+
+static inline size_t fa_divide_exactly(size_t offset, size_t inverse, uint32_t shift) {
+    size_t product = offset * inverse;
+    return product >> shift | product << (-shift & (sizeof product * 8 - 1));
+}
 
 typedef struct fa_pool {
     unsigned char *blocks;
@@ -38,7 +57,7 @@ typedef struct fa_pool {
     uint32_t used;           /* blocks that were ever handed out: the rest has never been touched */
     uint32_t count;
     uint32_t block_size;
-    uint64_t reciprocal;     /* of block_size / 16: the index without a division */
+    fa_divisor divisor;      /* of block_size: the index without a division */
     size_t bytes;            /* count * block_size */
     size_t mapped;           /* 0: the memory is somebody else's */
 } fa_pool;
@@ -57,11 +76,10 @@ static inline bool fa_pool_owns(const fa_pool *pool, const void *pointer) {
     return (uintptr_t)pointer - (uintptr_t)pool->blocks < pool->bytes;
 }
 
-/* The index of the block that starts at `pointer`, which the pool owns; false in the middle of a block. */
-static inline bool fa_pool_index(const fa_pool *pool, const void *pointer, uint32_t *index) {
-    size_t offset = (size_t)((const unsigned char *)pointer - pool->blocks);
-    *index = (uint32_t)((uint64_t)(offset >> 4) * pool->reciprocal >> FA_POOL_SHIFT);
-    return (size_t)*index * pool->block_size == offset;
+/* The index of the block that starts at `pointer`; if none of the pool's does, not less than `count`. */
+static inline size_t fa_pool_index(const fa_pool *pool, const void *pointer) {
+    size_t offset = (uintptr_t)pointer - (uintptr_t)pool->blocks;
+    return fa_divide_exactly(offset, pool->divisor.inverse, pool->divisor.shift);
 }
 
 /* A zero block, or null if the pool is exhausted; size <= block_size. */
@@ -74,19 +92,19 @@ static inline void *fa_pool_take(fa_pool *pool, size_t size) {
     return pool->blocks + (size_t)index * pool->block_size;
 }
 
-static inline bool fa_pool_is_live(const fa_pool *pool, uint32_t index) { return pool->size_plus_1[index] != 0; }
-static inline size_t fa_pool_size(const fa_pool *pool, uint32_t index) { return pool->size_plus_1[index] - 1U; }
+static inline bool fa_pool_is_live(const fa_pool *pool, size_t index) { return pool->size_plus_1[index] != 0; }
+static inline size_t fa_pool_size(const fa_pool *pool, size_t index) { return pool->size_plus_1[index] - 1U; }
 
-/* Zeroes and frees a live block. */
-static inline void fa_pool_give(fa_pool *pool, uint32_t index) {
-    fa_wipe_small(pool->blocks + (size_t)index * pool->block_size, pool->block_size);
+/* Frees a live block, which the owner zeroes: last of all, so that a call there needs no registers saved on the way without. */
+static inline void fa_pool_give(fa_pool *pool, size_t index) {
     pool->size_plus_1[index] = 0;
-    pool->stack[pool->stacked++] = index;
+    pool->stack[pool->stacked++] = (uint32_t)index;
 }
 
 static inline uint32_t fa_pool_live(const fa_pool *pool) { return pool->used - pool->stacked; }
 static inline bool fa_pool_is_full(const fa_pool *pool) { return pool->stacked == 0 && pool->used == pool->count; }
 
-bool fa_pool_is_valid(const fa_pool *pool);
+/* `waiting` blocks are free, but with the owner and not on the stack. */
+bool fa_pool_is_valid(const fa_pool *pool, uint32_t waiting);
 
 #endif

@@ -2,17 +2,22 @@
  * mem/slabs.h - pools of many block sizes, made and given up as they are needed
  *
  *     range      | span 0: 32 B blocks | span 1: 1 KiB | span 2: 32 B | not used yet ...      64 KiB each
- *     slab[]     | pool, links         | pool, links   | pool, links  |                       one for each span
  *     sizes      | size_plus_1         | size_plus_1   | size_plus_1  |                       out of line
  *     stacks     | stack               | stack         | stack        |
+ *     slab[]     | pool, links         | pool, links   | pool, links  |                       one for each span
+ *     classes    | 1 | 22 | 1 | ...                                                           one byte for each span
+ *     magazine[] | 2:7 | 0:3 | 0:4 |   the newest freed blocks of a class, from whatever slab; the next ones used
  *
- * A slab is a pool (mem/pool.h) over one span. From a pointer to its slab is a subtraction and a shift: no header, no
- * hash. Each class of sizes has a list of slabs with room; a slab that becomes empty is given up, and its span serves any class
- * next. Spans stay resident until trimmed, and hold zeros while nobody lives there. Where memory is committed as it is used, the
- * range grows by a few spans at a time, with all that belongs to them.
+ * A slab is a pool (mem/pool.h) over one span. From a pointer to its class is a subtraction, a shift and one byte: no header, no
+ * hash. Blocks come from their class's magazine and go back to it, two or three cache lines of metadata each time, and slabs are
+ * looked at only when a magazine is empty or full: then half of one moves. Each class has a list of slabs with room; a slab that
+ * becomes empty is given up, and its span serves any class next. Spans stay resident until trimmed, and hold zeros while nobody
+ * lives there. Where memory is committed as it is used, the range grows by a few spans at a time, with all that belongs to them.
  *
  * Invariants: a slab is in the list of its class exactly if it has room; a span without a slab is in `empty`, in `trimmed`, or
- * at or above `fresh`. Thread rule: the owner's lock. Cost: that of the pool and a compare; a new slab every 64 KiB.
+ * at or above `fresh`; a block in a magazine is zero, free to its user, and taken from its slab. Where no block is live sizes are
+ * zero, whatever class the span had: so the byte of a span without a slab may say anything.
+ * Thread rule: the owner's lock. Cost: that of the pool; every dozen blocks half a magazine, every 64 KiB a new slab.
  */
 #ifndef FA_MEM_SLABS_H
 #define FA_MEM_SLABS_H
@@ -22,11 +27,14 @@
 #define FA_SPAN_LOG2 16
 #define FA_SPAN ((size_t)1 << FA_SPAN_LOG2)
 /* At the most, of the smallest class. */
-#define FA_SPAN_BLOCKS (FA_SPAN / 16)
+#define FA_SPAN_BLOCKS_LOG2 (FA_SPAN_LOG2 - 4)
+#define FA_SPAN_BLOCKS ((size_t)1 << FA_SPAN_BLOCKS_LOG2)
 /* Eight blocks to a span at least. */
 #define FA_SLAB_MAX ((size_t)8 << 10)
 /* 16, 32, ... 128, then four steps to each power of two. */
 #define FA_SLAB_CLASSES 32U
+/* With the count, two cache lines; and no magazine holds more bytes than a span. */
+#define FA_MAGAZINE 31U
 
 typedef struct fa_slab {
     fa_pool pool;        /* count 0: the span has no slab */
@@ -34,22 +42,40 @@ typedef struct fa_slab {
     uint32_t class;
 } fa_slab;
 
+/* What the hot paths need to know of a class; computed once. */
+typedef struct fa_slab_kind {
+    size_t inverse; /* of the block size: its fa_divisor */
+    uint32_t size;
+    uint8_t shift;
+    uint8_t magazine; /* blocks that its magazine may hold */
+} fa_slab_kind;
+
+typedef struct fa_magazine {
+    uint32_t count;
+    uint32_t number[FA_MAGAZINE]; /* span * FA_SPAN_BLOCKS + index */
+} fa_magazine;
+
 typedef struct fa_slabs {
     unsigned char *base;
     size_t bytes;                        /* of the range that may be used; 0: there is none */
-    fa_slab *slab;
     uint16_t *sizes;                     /* FA_SPAN_BLOCKS for each span; zero where no block is live */
-    uint32_t *stacks;                    /* likewise; any class may find what another left there */
+    uint8_t *classes;
+    fa_slab *slab;
+    uint32_t *stacks;                    /* FA_SPAN_BLOCKS for each span; any class may find what another left there */
     uint32_t partial[FA_SLAB_CLASSES];   /* span + 1 of a slab with room; 0: none */
     uint32_t spans, fresh;
     uint32_t empty, trimmed;             /* span + 1 of the first without a slab: resident, or given back */
     uint32_t resident;                   /* spans that may be in memory */
+    uint32_t emptied;                    /* slabs that were given up so far, wrapping */
     bool failed;                         /* there is no address space: do not ask again */
     void *reserved;
     size_t reserved_size;
+    fa_slab_kind kind[FA_SLAB_CLASSES];
+    fa_magazine magazine[FA_SLAB_CLASSES];
 } fa_slabs;
 
-static inline void fa_slabs_init(fa_slabs *slabs) { *slabs = (fa_slabs){0}; }
+/* The memory may hold anything. Nothing is reserved until a block is asked for. */
+void fa_slabs_init(fa_slabs *slabs);
 void fa_slabs_destroy(fa_slabs *slabs, const fa_os *os);
 
 /* The class of a size from 1 to FA_SLAB_MAX, and the block size of a class. */
@@ -63,53 +89,57 @@ static inline size_t fa_slab_size(uint32_t class) {
     return (size_t)(5 + (class - 8) % 4) << (5 + (class - 8) / 4);
 }
 
-/* A slab of the class with room, or null. */
-fa_slab *fa_slabs_refill(fa_slabs *slabs, const fa_os *os, uint32_t class);
-/* The slab was full, or is empty now: puts it where it belongs. */
-void fa_slabs_settle(fa_slabs *slabs, fa_slab *slab, bool was_full);
+/* Fills half of an empty magazine from a slab with room, be it a new one; false if there is no memory. */
+bool fa_slabs_refill(fa_slabs *slabs, const fa_os *os, uint32_t class);
+/* Gives the older half of a full magazine back to its slabs. */
+void fa_slabs_spill(fa_slabs *slabs, uint32_t class);
 
 static inline bool fa_slabs_own(const fa_slabs *slabs, const void *pointer) {
     return (uintptr_t)pointer - (uintptr_t)slabs->base < slabs->bytes;
 }
 
+static inline bool fa_slabs_must_refill(const fa_slabs *slabs, uint32_t class) { return slabs->magazine[class].count == 0; }
+
+/* A zero block of the class from its magazine, which is not empty. */
+static inline void *fa_slabs_take(fa_slabs *slabs, uint32_t class, size_t size) {
+    fa_magazine *magazine = &slabs->magazine[class];
+    uint32_t number = magazine->number[--magazine->count];
+    slabs->sizes[number] = (uint16_t)(size + 1);
+    size_t span = number >> FA_SPAN_BLOCKS_LOG2, index = number & (FA_SPAN_BLOCKS - 1);
+    return slabs->base + (span << FA_SPAN_LOG2) + index * slabs->kind[class].size;
+}
+
+/* A live block of slabs. */
+typedef struct fa_slab_place {
+    uint32_t number; /* as in magazines */
+    uint32_t class;
+} fa_slab_place;
+
 /* The live block that starts at `pointer`, which lies in the range; false if there is none. */
-static inline bool fa_slabs_find(const fa_slabs *slabs, const void *pointer, fa_slab **slab, uint32_t *index) {
-    size_t offset = (size_t)((const unsigned char *)pointer - slabs->base);
-    fa_slab *found = &slabs->slab[offset >> FA_SPAN_LOG2];
-    *slab = found;
-    if (FA_UNLIKELY(found->pool.count == 0)) return false;
-    return fa_pool_index(&found->pool, pointer, index) && *index < found->pool.used &&
-           fa_pool_is_live(&found->pool, *index);
+static inline bool fa_slabs_find(const fa_slabs *slabs, const void *pointer, fa_slab_place *place) {
+    size_t offset = (uintptr_t)pointer - (uintptr_t)slabs->base;
+    place->class = slabs->classes[offset >> FA_SPAN_LOG2];
+    const fa_slab_kind *kind = &slabs->kind[place->class];
+    size_t index = fa_divide_exactly(offset & (FA_SPAN - 1), kind->inverse, kind->shift);
+    place->number = (uint32_t)(offset >> FA_SPAN_LOG2 << FA_SPAN_BLOCKS_LOG2 | index);
+    return index < FA_SPAN_BLOCKS && slabs->sizes[place->number] != 0;
 }
 
-/* A zero block of a slab with room. */
-static inline void *fa_slabs_take_from(fa_slabs *slabs, fa_slab *slab, size_t size) {
-    void *block = fa_pool_take(&slab->pool, size);
-    if (FA_UNLIKELY(fa_pool_is_full(&slab->pool))) fa_slabs_settle(slabs, slab, false);
-    return block;
+static inline size_t fa_slabs_size(const fa_slabs *slabs, fa_slab_place place) { return slabs->sizes[place.number] - 1U; }
+
+static inline bool fa_slabs_must_spill(const fa_slabs *slabs, uint32_t class) {
+    return slabs->magazine[class].count == slabs->kind[class].magazine;
 }
 
-/* The slab of the class that the next block comes from, or null: one has to be made. */
-static inline fa_slab *fa_slabs_first(const fa_slabs *slabs, uint32_t class) {
-    uint32_t head = slabs->partial[class];
-    return FA_LIKELY(head != 0) ? &slabs->slab[head - 1] : NULL;
+/* Zeroes and frees a live block, whose magazine is not full. */
+static inline void fa_slabs_give(fa_slabs *slabs, fa_slab_place place, void *block) {
+    fa_magazine *magazine = &slabs->magazine[place.class];
+    slabs->sizes[place.number] = 0;
+    magazine->number[magazine->count++] = place.number;
+    fa_wipe_small(block, slabs->kind[place.class].size);
 }
 
-/* A zero block of the class, or null. */
-static inline void *fa_slabs_take(fa_slabs *slabs, const fa_os *os, uint32_t class, size_t size) {
-    fa_slab *slab = fa_slabs_first(slabs, class);
-    if (FA_UNLIKELY(slab == NULL)) slab = fa_slabs_refill(slabs, os, class);
-    return FA_LIKELY(slab != NULL) ? fa_slabs_take_from(slabs, slab, size) : NULL;
-}
-
-/* Zeroes and frees a live block. */
-static inline void fa_slabs_give(fa_slabs *slabs, fa_slab *slab, uint32_t index) {
-    bool was_full = fa_pool_is_full(&slab->pool);
-    fa_pool_give(&slab->pool, index);
-    if (FA_UNLIKELY(was_full || fa_pool_live(&slab->pool) == 0)) fa_slabs_settle(slabs, slab, was_full);
-}
-
-/* Gives the pages of spans without a slab back, all but `keep` bytes of them. */
+/* Empties the magazines, and gives the pages of spans without a slab back, all but `keep` bytes of them. */
 fa_status fa_slabs_trim(fa_slabs *slabs, const fa_os *os, size_t keep);
 
 bool fa_slabs_are_valid(const fa_slabs *slabs);

@@ -13,6 +13,8 @@
 #endif
 #include "wipe.h"
 
+#include <string.h>
+
 #if defined(_WIN32)
 #include <windows.h>
 #endif
