@@ -329,7 +329,7 @@ TEST(a_trim_empties_magazines_and_gives_all_but_one_slab_of_a_class_back) {
     enum { BLOCKS = 300 };
     static fa_slabs slabs;
     static void *block[FA_SLAB_CLASSES][BLOCKS];
-    fa_slabs_init(&slabs);
+    fa_slabs_init(&slabs, 0);
     for (uint32_t class = 0; class < FA_SLAB_CLASSES; class++)
         for (size_t i = 0; i < BLOCKS; i++) block[class][i] = slab_block(&slabs, fa_slab_size(class));
     CHECK(fa_slabs_are_valid(&slabs));
@@ -343,12 +343,34 @@ TEST(a_trim_empties_magazines_and_gives_all_but_one_slab_of_a_class_back) {
     fa_slabs_destroy(&slabs, fa_os_platform());
 }
 
+TEST(what_lies_behind_the_front_of_a_block_is_aligned_as_its_size_is) {
+    static fa_slabs slabs;
+    fa_slabs_init(&slabs, 16);
+    for (uint32_t class = 0; class < FA_SLAB_CLASSES; class++) {
+        const size_t size = fa_slab_size(class), alignment = size & -size;
+        unsigned char *blocks[40];
+        for (size_t i = 0; i < 40; i++) {
+            blocks[i] = slab_block(&slabs, size);
+            CHECK(is_aligned(blocks[i] + 16, alignment));
+        }
+        for (size_t i = 0; i < 40; i++) {
+            fa_slab_place place;
+            CHECK(!fa_slabs_find(&slabs, blocks[i] + 16, &place) || size == 16);
+            CHECK(fa_slabs_find(&slabs, blocks[i], &place) && fa_slabs_size(&slabs, place) == size);
+            CHECK(fa_pool_index(fa_slabs_pool(&slabs, place), blocks[i]) == fa_slabs_index(place));
+            slab_free(&slabs, blocks[i]);
+        }
+    }
+    CHECK(fa_slabs_are_valid(&slabs));
+    fa_slabs_destroy(&slabs, fa_os_platform());
+}
+
 /* The newest freed block of a class is the next one used, whatever slab it is of, through a spill and a refill. */
 TEST(magazines_hand_the_newest_block_out_first) {
     enum { BLOCKS = 200 };
     static fa_slabs slabs;
     static void *block[BLOCKS];
-    fa_slabs_init(&slabs);
+    fa_slabs_init(&slabs, 0);
     for (size_t i = 0; i < BLOCKS; i++) block[i] = slab_block(&slabs, 1024);
     for (size_t i = 1; i < FA_SPAN / 1024; i++) CHECK((unsigned char *)block[i] == (unsigned char *)block[i - 1] + 1024);
     for (size_t i = 0; i < BLOCKS; i++) slab_free(&slabs, block[i]);

@@ -294,7 +294,7 @@ static int switch_on(void) {
     options.large_size = LARGE;
     if (!manager) manager = fa_manager_create(&options, NULL);
     if (!manager) return PyErr_NoMemory(), -1;
-    fa_slabs_init(&slabs);
+    fa_slabs_init(&slabs, 0);
     fa_python_look_up("PyThreadState_GetUnchecked", &this_thread);
     if (!this_thread) fa_python_look_up("_PyThreadState_UncheckedGet", &this_thread); /* before 3.13 */
     if (!this_thread) return refuse("this Python does not tell in which interpreter it is");

@@ -290,7 +290,7 @@ fa_manager *fa_manager_create(const fa_manager_options *options, fa_status *stat
     manager->cache.limit = options->cache_limit;
     manager->cache.age = options->cache_age;
     fa_table_init(&manager->table);
-    fa_slabs_init(&manager->slabs);
+    fa_slabs_init(&manager->slabs, 0);
     manager->reporter = (fa_reporter){.os = os,
                                       .handler = options->on_corruption,
                                       .context = options->corruption_context,

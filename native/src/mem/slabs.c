@@ -24,13 +24,14 @@
 #define HUGE_PAGE ((size_t)2 << 20)
 #define HUGE_FROM (HUGE_PAGE >> FA_SPAN_LOG2)
 
-void fa_slabs_init(fa_slabs *slabs) {
+void fa_slabs_init(fa_slabs *slabs, size_t front) {
     *slabs = (fa_slabs){0};
     for (uint32_t class = 0; class < FA_SLAB_CLASSES; class++) {
         size_t size = fa_slab_size(class);
         fa_divisor divisor = fa_divisor_of(size);
         slabs->kind[class] = (fa_slab_kind){.inverse = divisor.inverse,
-                                            .size = (uint32_t)size,
+                                            .size = (uint16_t)size,
+                                            .lead = (uint16_t)(front == 0 ? 0 : (size & -size) - front),
                                             .shift = (uint8_t)divisor.shift,
                                             .magazine = (uint8_t)fa_min(FA_MAGAZINE, FA_SPAN / size)};
     }
@@ -63,7 +64,7 @@ static bool reserve_range(fa_slabs *slabs, const fa_os *os, size_t bytes) {
 void fa_slabs_destroy(fa_slabs *slabs, const fa_os *os) {
     for (uint32_t span = 0; span < slabs->fresh; span++) fa_pool_wipe(&slabs->slab[span].pool);
     if (slabs->reserved != NULL) (void)os->release(slabs->reserved, slabs->reserved_size);
-    fa_slabs_init(slabs);
+    fa_slabs_init(slabs, 0);
 }
 
 static void link_first(fa_slabs *slabs, uint32_t *first, fa_slab *slab) {
@@ -119,8 +120,8 @@ static fa_slab *make_slab(fa_slabs *slabs, const fa_os *os, uint32_t class) {
     }
     fa_slab *slab = find_span(slabs, os);
     if (slab == NULL) return NULL;
-    size_t span = (size_t)(slab - slabs->slab), block_size = fa_slab_size(class);
-    fa_pool_init(&slab->pool, block_size, FA_SPAN / block_size, slabs->base + (span << FA_SPAN_LOG2),
+    size_t span = (size_t)(slab - slabs->slab), block_size = fa_slab_size(class), lead = slabs->kind[class].lead;
+    fa_pool_init(&slab->pool, block_size, (FA_SPAN - lead) / block_size, slabs->base + (span << FA_SPAN_LOG2) + lead,
                  slabs->sizes + span * FA_SPAN_BLOCKS, slabs->stacks + span * FA_SPAN_BLOCKS);
     slab->class = class;
     slabs->classes[span] = (uint8_t)class;

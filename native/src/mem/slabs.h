@@ -45,7 +45,8 @@ typedef struct fa_slab {
 /* What the hot paths need to know of a class; computed once. */
 typedef struct fa_slab_kind {
     size_t inverse; /* of the block size: its fa_divisor */
-    uint32_t size;
+    uint16_t size;
+    uint16_t lead; /* bytes of a span before its first block */
     uint8_t shift;
     uint8_t magazine; /* blocks that its magazine may hold */
 } fa_slab_kind;
@@ -74,8 +75,9 @@ typedef struct fa_slabs {
     fa_magazine magazine[FA_SLAB_CLASSES];
 } fa_slabs;
 
-/* The memory may hold anything. Nothing is reserved until a block is asked for. */
-void fa_slabs_init(fa_slabs *slabs);
+/* The memory may hold anything. Nothing is reserved until a block is asked for. What lies `front` bytes (0 or 16) behind the
+ * beginning of a block is aligned to every power of two that divides the block's size. */
+void fa_slabs_init(fa_slabs *slabs, size_t front);
 void fa_slabs_destroy(fa_slabs *slabs, const fa_os *os);
 
 /* The class of a size from 1 to FA_SLAB_MAX, and the block size of a class. */
@@ -106,7 +108,7 @@ static inline void *fa_slabs_take(fa_slabs *slabs, uint32_t class, size_t size) 
     uint32_t number = magazine->number[--magazine->count];
     slabs->sizes[number] = (uint16_t)(size + 1);
     size_t span = number >> FA_SPAN_BLOCKS_LOG2, index = number & (FA_SPAN_BLOCKS - 1);
-    return slabs->base + (span << FA_SPAN_LOG2) + index * slabs->kind[class].size;
+    return slabs->base + (span << FA_SPAN_LOG2) + slabs->kind[class].lead + index * slabs->kind[class].size;
 }
 
 /* A live block of slabs. */
@@ -120,10 +122,16 @@ static inline bool fa_slabs_find(const fa_slabs *slabs, const void *pointer, fa_
     size_t offset = (uintptr_t)pointer - (uintptr_t)slabs->base;
     place->class = slabs->classes[offset >> FA_SPAN_LOG2];
     const fa_slab_kind *kind = &slabs->kind[place->class];
-    size_t index = fa_divide_exactly(offset & (FA_SPAN - 1), kind->inverse, kind->shift);
+    size_t index = fa_divide_exactly((offset & (FA_SPAN - 1)) - kind->lead, kind->inverse, kind->shift);
     place->number = (uint32_t)(offset >> FA_SPAN_LOG2 << FA_SPAN_BLOCKS_LOG2 | index);
     return index < FA_SPAN_BLOCKS && slabs->sizes[place->number] != 0;
 }
+
+/* The pool it is of, and which of its blocks it is. */
+static inline fa_pool *fa_slabs_pool(const fa_slabs *slabs, fa_slab_place place) {
+    return &slabs->slab[place.number >> FA_SPAN_BLOCKS_LOG2].pool;
+}
+static inline uint32_t fa_slabs_index(fa_slab_place place) { return place.number & (FA_SPAN_BLOCKS - 1); }
 
 static inline size_t fa_slabs_size(const fa_slabs *slabs, fa_slab_place place) { return slabs->sizes[place.number] - 1U; }
 
@@ -131,11 +139,16 @@ static inline bool fa_slabs_must_spill(const fa_slabs *slabs, uint32_t class) {
     return slabs->magazine[class].count == slabs->kind[class].magazine;
 }
 
-/* Zeroes and frees a live block, whose magazine is not full. */
-static inline void fa_slabs_give(fa_slabs *slabs, fa_slab_place place, void *block) {
+/* Frees a live block that is zero already; its magazine is not full. */
+static inline void fa_slabs_put(fa_slabs *slabs, fa_slab_place place) {
     fa_magazine *magazine = &slabs->magazine[place.class];
     slabs->sizes[place.number] = 0;
     magazine->number[magazine->count++] = place.number;
+}
+
+/* Zeroes and frees a live block; its magazine is not full. */
+static inline void fa_slabs_give(fa_slabs *slabs, fa_slab_place place, void *block) {
+    fa_slabs_put(slabs, place);
     fa_wipe_small(block, slabs->kind[place.class].size);
 }
 
