@@ -34,7 +34,7 @@ def install(
         Bytes of freed large blocks that stay resident for reuse. An Arena or Manager has a budget of its own.
     decay : float or None
         Seconds after which memory that no array uses is given back; None: never. It is looked for when arrays are
-        made and freed, and by numpy_stats(); a process that does neither keeps it.
+        made and freed, and by a thread that is there while there is something to give back.
     huge_pages : {"transparent", "off"}
         Whether to ask the kernel for huge pages.
 

@@ -1,6 +1,8 @@
 """install(): NumPy's data for the whole process. Each test is a process of its own: the change reaches everything."""
 
 import textwrap
+import time
+from pathlib import Path
 
 import pytest
 from conftest import run_python
@@ -228,6 +230,63 @@ def test_memory_goes_back_after_the_decay_and_the_budget_holds() -> None:
             fa.numpy_stats()
         assert resident() - start < 24 << 20, (resident() - start) >> 20
     """)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc/PID/status")
+def test_an_idle_process_gives_back_too() -> None:
+    """By a thread that is there while there is something to give back, in a forked child as well."""
+    run("""
+        import time
+        from pathlib import Path
+        def status(field):
+            line, = (line for line in open("/proc/self/status") if line.startswith(field + ":"))
+            return int(line.split()[1])
+        def idle():  # touches no array
+            end = time.monotonic() + 20
+            while (status("VmRSS") - start > 8 << 10 or status("Threads") > threads) and time.monotonic() < end:
+                time.sleep(0.05)
+            assert status("VmRSS") - start <= 8 << 10, (status("VmRSS") - start) >> 10
+            assert status("Threads") == threads
+        def work():
+            arrays = [np.ones(10_000_000)] + [np.ones(20_000) for _ in range(200)]
+            assert fa.numpy_stats().used >= 112_000_000
+            del arrays
+            assert status("Threads") == threads + 1
+        fa.install(decay=0.4)
+        np.ones(100), np.ones(20_000)
+        start, threads = status("VmRSS"), status("Threads")
+        for _ in range(2):  # it comes again
+            work()
+            idle()
+        work()
+        child = os.fork()
+        if not child:
+            try:
+                threads = status("Threads")
+                work()
+                idle()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        fa.uninstall()
+        threads = 1  # those of BLAS ended at the fork
+        idle()
+    """)
+
+
+@pytest.mark.parametrize("last", ["pass", "fa.uninstall()", "threading.Thread(target=lambda: kept.clear()).start()"])
+def test_the_end_of_the_interpreter_does_not_wait_for_the_decay(last: str) -> None:
+    begin = time.monotonic()
+    run(f"""
+        fa.install(decay=0.1)
+        kept = [np.ones(3_000_000) for _ in range(10)]
+        del kept[5:]
+        fa.install(decay=3600)
+        kept.pop()
+        {last}
+    """)
+    assert time.monotonic() - begin < 60
 
 
 def test_without_decay_and_without_cache() -> None:

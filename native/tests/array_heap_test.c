@@ -78,6 +78,32 @@ TEST(array_heap_gives_back_what_is_older_than_the_decay) {
     end_heap(heap);
 }
 
+static unsigned spare_calls;
+static void note_spare(void) { spare_calls++; }
+
+TEST(array_heap_says_when_there_is_something_to_give_back) {
+    SKIP_IF(!can(try_decommit), NO_DECOMMIT);
+    const fa_os os = faulty_os(true);
+    no_fault();
+    fa_array_heap *heap = new_heap(&os, 64 * MIB, 1000);
+    fa_array_heap_on_spare(heap, note_spare);
+    spare_calls = 0;
+    void *small = fa_array_heap_alloc(heap, 100), *large = fa_array_heap_alloc(heap, MIB), *medium[64];
+    CHECK(fa_array_heap_free(heap, small) == FA_OK);
+    CHECK(spare_calls == 0 && !fa_array_heap_has_spare(heap)); /* the last span of a class stays */
+    CHECK(fa_array_heap_free(heap, large) == FA_OK);
+    CHECK(spare_calls == 1 && fa_array_heap_has_spare(heap));
+    fa_array_heap_trim(heap, false);
+    CHECK(fa_array_heap_has_spare(heap));
+    fa_array_heap_trim(heap, true);
+    CHECK(!fa_array_heap_has_spare(heap));
+    for (size_t i = 0; i < 64; i++) medium[i] = fa_array_heap_alloc(heap, 200 * KIB);
+    spare_calls = 0;
+    for (size_t i = 0; i < 64; i++) CHECK(fa_array_heap_free(heap, medium[i]) == FA_OK);
+    CHECK(spare_calls > 0 && fa_array_heap_has_spare(heap));
+    end_heap(heap);
+}
+
 TEST(array_heap_finds_double_interior_and_foreign_frees) {
     const fa_os os = faulty_os(true);
     no_fault();

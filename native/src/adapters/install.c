@@ -14,6 +14,9 @@
  *
  * The functions are called with the GIL held, as those they replace. They touch no Python object: arrays
  * die after the interpreter's end, too. What they use is static or is never freed.
+ *
+ * While there is freed memory that the decay will give back, and only then, a thread looks after it: it sleeps, takes the GIL,
+ * gives back what is old, and ends when nothing is left, so an idle process does not keep its cache.
  */
 #include "numpy.h"
 
@@ -207,6 +210,72 @@ int fa_install_replace_heap(fa_heap *old, fa_heap *heap) {
 
 bool fa_install_owns(const void *address) { return array_heap && fa_array_heap_usable_size(array_heap, address) > 0; }
 
+/* ---- the thread of the decay: all under the GIL but where it is said ------------------------------------------------- */
+
+static struct {
+    bool running, never;           /* never: the interpreter ends, or there is no thread to be had */
+    uint32_t decay;                /* milliseconds; 0: there is none */
+    PyThread_type_lock bell, done; /* the thread waits for `bell`, rung at exit; holds `done` */
+} watch;
+
+/* How often it looks, in parts of the decay, and the least time between, in milliseconds. */
+#define WATCH_PARTS 4
+#define WATCH_LEAST 20U
+/* CPython's PYTHREAD_INVALID_THREAD_ID, which its limited API leaves out. */
+#define NO_THREAD ((unsigned long)-1)
+
+static uint32_t watch_pause(void) { return (uint32_t)fa_max(watch.decay / WATCH_PARTS, WATCH_LEAST); }
+
+/* The thread, without the GIL. */
+static void watch_spare(void *Py_UNUSED(unused)) {
+    PyGILState_STATE state = PyGILState_Ensure();
+    PyThread_type_lock bell = watch.bell, done = watch.done;
+    for (;;) {
+        uint32_t pause = watch_pause();
+        PyGILState_Release(state);
+        if (PyThread_acquire_lock_timed(bell, (PY_TIMEOUT_T)pause * 1000, 0) == PY_LOCK_ACQUIRED) break;
+        state = PyGILState_Ensure();
+        fa_array_heap_trim(array_heap, false);
+        if (watch.decay != 0 && fa_array_heap_has_spare(array_heap)) continue;
+        watch.running = false;
+        PyGILState_Release(state);
+        break;
+    }
+    PyThread_release_lock(done);
+}
+
+static void watch_fork_child(void) {
+    watch.running = false;
+    watch.bell = watch.done = NULL; /* in whatever state they were: new ones are made */
+}
+
+/* Called when something was freed that the decay will give back. */
+static void watch_begin(void) {
+    if (FA_LIKELY(watch.running || watch.never || watch.decay == 0)) return;
+    if (!watch.bell) {
+        watch.bell = PyThread_allocate_lock();
+        watch.done = PyThread_allocate_lock();
+        watch.never = !watch.bell || !watch.done;
+        if (watch.never) return;
+        (void)PyThread_acquire_lock(watch.bell, WAIT_LOCK);
+    }
+    (void)PyThread_acquire_lock(watch.done, WAIT_LOCK); /* one that has just ended lets go of it at once, without the GIL */
+    watch.running = PyThread_start_new_thread(watch_spare, NULL) != NO_THREAD;
+    watch.never = !watch.running;
+}
+
+/* At exit: no thread of ours may ask for the GIL of an interpreter that is gone. */
+static void watch_end(void) {
+    watch.never = true;
+    if (!watch.running) return;
+    PyThread_type_lock done = watch.done;
+    PyThread_release_lock(watch.bell);
+    Py_BEGIN_ALLOW_THREADS
+    (void)PyThread_acquire_lock(done, WAIT_LOCK);
+    Py_END_ALLOW_THREADS
+    watch.running = false;
+}
+
 /* ---- InstalledAllocator ------------------------------------------------------------------------------------------- */
 
 static PyTypeObject *installed_type;
@@ -250,8 +319,12 @@ static PyType_Spec installed_spec = {"fastalloc.InstalledAllocator", (int)sizeof
 
 /* The heap, its object, its handler's capsule. */
 static int make_array_heap(void) {
-    if (!array_heap) array_heap = fa_array_heap_create(fa_os_platform());
-    if (!array_heap) return PyErr_NoMemory(), -1;
+    if (!array_heap) {
+        array_heap = fa_array_heap_create(fa_os_platform());
+        if (!array_heap) return PyErr_NoMemory(), -1;
+        int error = fa_os_platform()->at_fork(NULL, NULL, watch_fork_child);
+        if (error == 0 || error == FA_OS_UNSUPPORTED) fa_array_heap_on_spare(array_heap, watch_begin);
+    }
     if (!fa_installed_allocator) fa_installed_allocator = (PyObject *)PyObject_New(PyObject, installed_type);
     if (!fa_installed_allocator) return -1;
     if (!fa_installed_capsule) fa_installed_capsule = PyCapsule_New(&on, FA_NUMPY_CAPSULE, NULL);
@@ -272,6 +345,8 @@ static PyObject *install(PyObject *Py_UNUSED(module), PyObject *args) {
     if (allocator == Py_None || allocator == fa_installed_allocator) {
         if (make_array_heap()) return NULL;
         fa_array_heap_configure(array_heap, (size_t)cache_limit, decay, huge_pages);
+        watch.decay = decay;
+        if (fa_array_heap_has_spare(array_heap)) watch_begin();
         failed = point_at(&on, fa_installed_allocator);
     } else if (PyObject_TypeCheck(allocator, fa_allocator_type)) {
         fa_heap *heap = fa_allocator_heap((fa_allocator *)allocator);
@@ -294,6 +369,7 @@ static PyObject *uninstall(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unus
 
 /* At exit: arenas and managers refuse new blocks from now on; what else is installed may stay. */
 static PyObject *leave_install(PyObject *module, PyObject *unused) {
+    watch_end();
     if (fa_installed == fa_installed_allocator) Py_RETURN_NONE;
     return uninstall(module, unused);
 }

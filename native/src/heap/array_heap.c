@@ -85,6 +85,7 @@ struct fa_array_heap {
     bool huge_pages;
     uint32_t decay;
     uint64_t trimmed_at, period_at;
+    void (*on_spare)(void);
     fa_table table; /* large blocks: their room */
     uint64_t large_live;
     uint64_t period_peak, last_peak; /* of large_live, in this period of the decay and the one before */
@@ -216,6 +217,7 @@ static void give_block(fa_array_heap *heap, uint32_t class, void *block) {
     to->class = CLASSES;
     to->emptied_at = heap->os->milliseconds();
     link_first(in, &in->empty, to);
+    if (heap->on_spare != NULL) heap->on_spare();
 }
 
 /* ---- stacks ------------------------------------------------------------------------------------------------------- */
@@ -390,6 +392,7 @@ FA_COLD static fa_status free_large(fa_array_heap *heap, void *block) {
     fa_cache_join(&heap->cache, &block, &room);
     fa_cache_put(&heap->cache, block, room, heap->os->milliseconds(), &evicted);
     release_evicted(heap, &evicted);
+    if (heap->on_spare != NULL) heap->on_spare();
     return FA_OK;
 }
 
@@ -510,6 +513,12 @@ void fa_array_heap_trim(fa_array_heap *heap, bool all) {
     trim_range(heap, &heap->small, now, all);
     trim_range(heap, &heap->medium, now, all);
 }
+
+bool fa_array_heap_has_spare(const fa_array_heap *heap) {
+    return heap->cache.bytes > 0 || heap->small.empty != 0 || heap->medium.empty != 0;
+}
+
+void fa_array_heap_on_spare(fa_array_heap *heap, void (*function)(void)) { heap->on_spare = function; }
 
 static uint64_t resident_empty(const range *in) {
     uint64_t spans = 0;

@@ -60,6 +60,10 @@ size_t fa_array_heap_usable_size(const fa_array_heap *heap, const void *block);
 /* Gives what nobody uses back to the system; only what is older than the decay unless `all`. */
 void fa_array_heap_trim(fa_array_heap *heap, bool all);
 
+/* Whether there is something that the decay will give back; and what is called, by a free, when there may be. */
+bool fa_array_heap_has_spare(const fa_array_heap *heap);
+void fa_array_heap_on_spare(fa_array_heap *heap, void (*function)(void));
+
 void fa_array_heap_get_stats(fa_array_heap *heap, fa_numpy_stats *stats);
 bool fa_array_heap_is_valid(const fa_array_heap *heap);
 
