@@ -295,7 +295,6 @@ def test_setuid_programs(true: Path, refuse: Refuse) -> None:
         (["--large-size", "2GiB", "--", "true"], "--large-size: '2GiB' is too large: at most 1073741824"),
         (["--large-size", "32KiB", "--", "true"], "--large-size: '32KiB' is too small: at least 32769"),
         (["--decay", "2e6", "--", "true"], "--decay: 2e6 is more than 1000000 seconds"),
-        (["--hardened", "--", "true"], "--hardened: not in this version"),
         (["--decay", "soon", "--", "true"], "--decay: 'soon' is not a number of seconds"),
         (["--decay", "-1", "--", "true"], "--decay: -1.0 is not between"),
         (["--decay", "nan", "--", "true"], "--decay: nan is not between"),

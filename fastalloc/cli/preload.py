@@ -69,10 +69,6 @@ def _file(text: str, name: str) -> str:
     return str(path)
 
 
-def _not_yet(_text: str, name: str) -> str:
-    raise ArgumentError(f"{name}: not in this version of fastalloc")
-
-
 def _word(text: str, _name: str) -> str:
     return text
 
@@ -117,7 +113,7 @@ OPTIONS = (
         choices=("off", "transparent"),
     ),
     Option("--zero-on-free", "FASTALLOC_ZERO_ON_FREE", "zero every block when it is freed"),
-    Option("--hardened", "FASTALLOC_HARDENED", "not in this version: refused", check=_not_yet),
+    Option("--hardened", "FASTALLOC_HARDENED", "end the program, with one line, when it misuses memory"),
 )
 
 

@@ -8,17 +8,18 @@
  *     FASTALLOC_DECAY         seconds after which unused memory is given back; 0: never    60
  *     FASTALLOC_HUGE_PAGES    off or transparent                                      off
  *     FASTALLOC_ZERO_ON_FREE  1: every byte of a block is zeroed when it is freed      0
- *     FASTALLOC_HARDENED      reserved
+ *     FASTALLOC_HARDENED      1: misuse of memory ends the process with one line     0
  *     FASTALLOC_STATS         1: a table on standard error at exit                     0
  *     FASTALLOC_REPORT        a file for the same as JSON at exit; %p is the process's number
  *
  * Bytes are a whole number, with or without KiB, MiB, GiB or TiB. A value that is none of these is told in one line, and the
  * default is used. A process that runs with the rights of another user reads nothing.
  *
- * The heap works from the first call on, whatever has been initialised by then; only settings, fork handlers and the report
- * are of a constructor and a destructor. Pointers that the heap does not know go to the C library, by names that reach it
- * without a look-up. Operators that fail throw std::bad_alloc with the C++ library's own function, found when it
- * is needed: this library is C, and no C++ program is without it.
+ * The heap works from the first call on, whatever has been initialised by then; whether it is hardened is looked up in that
+ * call, the other settings, fork handlers and the report are of a constructor and a destructor. Pointers that the heap does
+ * not know go to the C library, by names that reach it without a look-up; hardened, those that it can have given. Operators
+ * that fail throw std::bad_alloc with the C++ library's own function, found when it is needed: this library is C, and no C++
+ * program is without it.
  *
  * Thread rule: any function on any thread at any time. Cost: heap/global.h.
  */
@@ -34,6 +35,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <malloc.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -60,17 +62,13 @@ EXPORT void *reallocarray(void *block, size_t count, size_t size) {
     return fa_global_realloc(block, bytes);
 }
 
-/* C23. The sizes are the caller's promise; the heap knows better. */
+/* C23. The sizes are the caller's promise; the heap knows better, and looks at them if it is hardened. */
 EXPORT void free_sized(void *block, size_t size);
-EXPORT void free_sized(void *block, size_t size) {
-    (void)size;
-    fa_global_free(block);
-}
+EXPORT void free_sized(void *block, size_t size) { fa_global_free_sized(block, size); }
 EXPORT void free_aligned_sized(void *block, size_t alignment, size_t size);
 EXPORT void free_aligned_sized(void *block, size_t alignment, size_t size) {
     (void)alignment;
-    (void)size;
-    fa_global_free(block);
+    fa_global_free_sized(block, size);
 }
 
 EXPORT int posix_memalign(void **block, size_t alignment, size_t size) {
@@ -256,6 +254,9 @@ static inline void *new_aligned(size_t size, size_t alignment, const void *tag) 
 #define DELETE(name, mangled, parameters)                                                                              \
     EXPORT void name parameters __asm__(mangled);                                                                      \
     void name parameters { fa_global_free(block); }
+#define DELETE_SIZED(name, mangled, parameters)                                                                        \
+    EXPORT void name parameters __asm__(mangled);                                                                      \
+    void name parameters { fa_global_free_sized(block, size); }
 #define IGNORED __attribute__((unused))
 
 NEW(new_one, "_Znw" Z, (size_t size), new_block(size, NULL))
@@ -273,12 +274,13 @@ DELETE(delete_one, "_ZdlPv", (void *block))
 DELETE(delete_array, "_ZdaPv", (void *block))
 DELETE(delete_one_nothrow, "_ZdlPvRKSt9nothrow_t", (void *block, const void *tag IGNORED))
 DELETE(delete_array_nothrow, "_ZdaPvRKSt9nothrow_t", (void *block, const void *tag IGNORED))
-DELETE(delete_one_sized, "_ZdlPv" Z, (void *block, size_t size IGNORED))
-DELETE(delete_array_sized, "_ZdaPv" Z, (void *block, size_t size IGNORED))
+DELETE_SIZED(delete_one_sized, "_ZdlPv" Z, (void *block, size_t size))
+DELETE_SIZED(delete_array_sized, "_ZdaPv" Z, (void *block, size_t size))
 DELETE(delete_one_aligned, "_ZdlPvSt11align_val_t", (void *block, size_t alignment IGNORED))
 DELETE(delete_array_aligned, "_ZdaPvSt11align_val_t", (void *block, size_t alignment IGNORED))
-DELETE(delete_one_sized_aligned, "_ZdlPv" Z "St11align_val_t", (void *block, size_t size IGNORED, size_t alignment IGNORED))
-DELETE(delete_array_sized_aligned, "_ZdaPv" Z "St11align_val_t", (void *block, size_t size IGNORED, size_t alignment IGNORED))
+DELETE_SIZED(delete_one_sized_aligned, "_ZdlPv" Z "St11align_val_t", (void *block, size_t size, size_t alignment IGNORED))
+DELETE_SIZED(delete_array_sized_aligned, "_ZdaPv" Z "St11align_val_t",
+             (void *block, size_t size, size_t alignment IGNORED))
 DELETE(delete_one_aligned_nothrow, "_ZdlPvSt11align_val_tRKSt9nothrow_t",
        (void *block, size_t alignment IGNORED, const void *tag IGNORED))
 DELETE(delete_array_aligned_nothrow, "_ZdaPvSt11align_val_tRKSt9nothrow_t",
@@ -300,6 +302,14 @@ static size_t libc_usable_size(void *block) {
     size_t (*next)(void *);
     *(void **)&next = dlsym(RTLD_NEXT, "malloc_usable_size");
     return next == NULL ? 0 : next(block);
+}
+
+/* Where the program break was before anybody allocated: what lies between it and the break is the C library's heap, for
+ * this one takes nothing from there. */
+static uintptr_t first_break;
+
+static bool is_of_libc(const void *block) {
+    return first_break != 0 && (uintptr_t)block >= first_break && (uintptr_t)block < (uintptr_t)sbrk(0);
 }
 
 /* ---- settings ----------------------------------------------------------------------------------------------------- */
@@ -400,6 +410,32 @@ static bool has_settings(void) {
     return false;
 }
 
+/* Before any constructor, perhaps: it may not allocate. */
+void fa_global_before_first(fa_global_options *options) {
+    const char *text = has_settings() ? secure_getenv("FASTALLOC_HARDENED") : NULL;
+    if (text == NULL || strcmp(text, "1") != 0) return;
+    options->hardened = true;
+    first_break = (uintptr_t)sbrk(0);
+    options->foreign_free = LIBC_FREE;
+    options->foreign_realloc = LIBC_REALLOC;
+    options->foreign_is_known = is_of_libc;
+}
+
+/* The address that was touched is all there is to tell: what cannot be explained happens again, and ends the process. */
+static void touched(int number, siginfo_t *what, void *context) {
+    (void)context;
+    if (what->si_code <= 0) (void)raise(number); /* somebody has sent it */
+    else (void)fa_global_explain(what->si_addr);
+}
+
+/* Only a program that does not look after the signal itself is told what it has touched. */
+static void explain_faults(void) {
+    struct sigaction action = {.sa_sigaction = touched, .sa_flags = SA_SIGINFO | SA_ONSTACK | (int)SA_RESETHAND}, before;
+    (void)sigemptyset(&action.sa_mask);
+    if (sigaction(SIGSEGV, NULL, &before) == 0 && (before.sa_flags & SA_SIGINFO) == 0 && before.sa_handler == SIG_DFL)
+        (void)sigaction(SIGSEGV, &action, NULL);
+}
+
 FA_COLD static void read_settings(fa_global_options *options) {
     size_setting("FASTALLOC_LARGE_CACHE", 0, SIZE_MAX / 2, &options->cache_limit, "expected whole bytes, such as 4GiB or 1536MiB");
     size_setting("FASTALLOC_LARGE_SIZE", FA_GLOBAL_SMALL + 1, (size_t)1 << 30, &options->large_size,
@@ -407,9 +443,7 @@ FA_COLD static void read_settings(fa_global_options *options) {
     decay_setting(&options->decay);
     huge_setting(&options->huge_pages);
     options->zero_on_free = flag_setting("FASTALLOC_ZERO_ON_FREE");
-
-    /* The name is taken: a program that counts on it must know that it is not there. */
-    if (flag_setting("FASTALLOC_HARDENED")) complain("FASTALLOC_HARDENED", "1", "not in this version");
+    options->hardened = flag_setting("FASTALLOC_HARDENED");
 
     const char *report = secure_getenv("FASTALLOC_REPORT");
     if (report != NULL && report[0] == '\0') report = NULL;
@@ -426,11 +460,18 @@ __attribute__((constructor(101))) static void process_begins(void) {
     options.foreign_free = LIBC_FREE;
     options.foreign_realloc = LIBC_REALLOC;
     options.foreign_usable_size = libc_usable_size;
+    options.foreign_is_known = is_of_libc;
     if (has_settings()) read_settings(&options);
     fa_global_configure(&options);
 
     /* First of all to be registered: prepare runs last, the others run first, so other handlers may allocate. */
     (void)fa_os_platform()->at_fork(fa_global_fork_prepare, fa_global_fork_parent, fa_global_fork_child);
+    if (options.hardened) {
+        static const char late[] = "fastalloc: FASTALLOC_HARDENED=1 was not there when the first block was allocated\n";
+        free(malloc(1)); /* if nothing was allocated yet */
+        if (fa_global_is_hardened()) explain_faults();
+        else fa_os_platform()->report(late, sizeof late - 1);
+    }
 }
 
 /* ---- the report --------------------------------------------------------------------------------------------------- */
@@ -527,6 +568,7 @@ EXPORT void malloc_stats(void) {
 }
 
 __attribute__((destructor(101))) static void process_ends(void) {
+    if (fa_global_is_hardened()) fa_global_check("check at exit");
     if (!at_exit.wanted) return;
     /* A forked child tells only what has a place of its own. */
     bool is_child = getpid() != at_exit.process;

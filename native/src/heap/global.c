@@ -99,6 +99,8 @@ static void *out_of_memory(void) {
     return NULL;
 }
 
+void *fa_global_no_memory(void) { return out_of_memory(); }
+
 FA_COLD static void corrupt(const void *block) {
     const fa_reporter reporter = {.os = global.os, .heap = "malloc", .name = ""};
     fa_report(&reporter, "free", FA_ERR_CORRUPT, block);
@@ -117,7 +119,9 @@ void fa_global_options_init(fa_global_options *options) {
 }
 
 static void begin(const fa_os *os) {
+    if (fa_global_before_first != NULL) fa_global_before_first(&fa_the_options);
     global.os = os;
+    STORE(global.hardened, fa_the_options.hardened);
     global.started_at = os->milliseconds();
     (void)fa_pages_init(&global.pages, os, RANGE_BYTES); /* without a range every block is mapped */
     fa_table_init(&global.large.table);
@@ -129,11 +133,13 @@ static void begin(const fa_os *os) {
         central->stats.size = size;
         central->reciprocal = (uint32_t)((((uint64_t)1 << 32) + size - 1) / size);
         central->slots = (uint32_t)fa_max(fa_min(FA_MAGAZINE_BYTES / size, FA_MAGAZINE_MAX), FA_MAGAZINE_MIN);
+        if (fa_is_hardened()) central->slots = (uint32_t)fa_max(fa_min(FA_VAULT_BYTES / size, FA_MAGAZINE_MAX), FA_VAULT_MIN);
         central->slots_at = slots;
         central->ready_max = (uint32_t)fa_max(fa_min(READY_BYTES / size, FA_READY_MAX), FA_MAGAZINE_MIN);
         slots += central->slots;
     }
     global.central[0].slots_at = slots; /* all of them */
+    if (fa_is_hardened()) fa_hardened_begin();
     STORE(global.fences, os->fence_threads != NULL && os->fence_threads(true) == 0);
     global.has_key = os->make_exit_key != NULL && os->make_exit_key(thread_ends, &global.key) == 0;
     FA_COUNT(reserved, global.pages.bytes);
@@ -221,7 +227,8 @@ static void remove_span(fa_central *central, uint32_t first) {
 
 static void size_spans(fa_central *central) {
     uint32_t size = central->stats.size;
-    size_t pages = fa_max((SPAN_BLOCKS_MIN * size + FA_PAGE - 1) >> FA_PAGE_LOG2, SPAN_PAGES_MIN);
+    central->fence = fa_is_hardened() ? 1 : 0;
+    size_t pages = fa_max((SPAN_BLOCKS_MIN * (1 + central->fence) * size + FA_PAGE - 1) >> FA_PAGE_LOG2, SPAN_PAGES_MIN);
     while ((pages << FA_PAGE_LOG2) % size > (pages << FA_PAGE_LOG2) / SPAN_WASTE) pages++;
     central->pages = fa_pages_round(&global.pages, (uint32_t)pages);
     central->blocks = (uint32_t)(((size_t)central->pages << FA_PAGE_LOG2) / size);
@@ -235,14 +242,21 @@ FA_COLD static uint32_t make_span(fa_central *central, uint32_t class) {
     }
     uint32_t first = take_pages(central->pages, 1, FA_RUN_SPAN, &zero);
     if (first == 0) return 0;
+    if (fa_is_hardened() && !fa_hardened_span(first, zero)) {
+        give_pages(first);
+        return 0;
+    }
     fa_run *span = &global.pages.run[first];
     span->class = (uint8_t)class;
-    span->free = span->blocks = (uint16_t)central->blocks;
+    span->blocks = (uint16_t)central->blocks;
+    span->free = (uint16_t)(central->blocks - central->fence);
     span->hint = 0;
     uint64_t *bitmap = bitmap_of(first);
     memset(bitmap, 0xFF, central->blocks / 64 * sizeof *bitmap);
     if (central->blocks % 64 != 0) bitmap[central->blocks / 64] = ((uint64_t)1 << central->blocks % 64) - 1;
-    memset(global.pages.base + first, (int)class, span->length);
+    bitmap[0] &= ~(uint64_t)central->fence;
+    /* Hardened: no class byte, so that every free is that of no small block, and looked at. */
+    if (!fa_is_hardened()) memset(global.pages.base + first, (int)class, span->length);
     append_span(central, first);
     ADD(central->stats.spans, (size_t)span->length << FA_PAGE_LOG2);
     FA_COUNT(span_bytes, (size_t)span->length << FA_PAGE_LOG2);
@@ -254,6 +268,7 @@ static void drop_span(fa_central *central, uint32_t first) {
     const fa_run *span = &global.pages.run[first];
     size_t bytes = (size_t)span->length << FA_PAGE_LOG2;
     remove_span(central, first);
+    if (fa_is_hardened()) fa_hardened_drop(first);
     memset(global.pages.base + first, 0, span->length);
     memset(bitmap_of(first), 0, (size_t)(span->blocks + 63U) / 64 * sizeof(uint64_t));
     ADD(central->stats.spans, -bytes);
@@ -295,7 +310,7 @@ static void give_to_spans(fa_central *central, void *const *blocks, uint32_t cou
         bitmap[word] |= bit;
         if (word < span->hint) span->hint = (uint16_t)word;
         if (span->free++ == 0) append_span(central, first);
-        if (span->free == span->blocks) drop_span(central, first);
+        if (span->free == span->blocks - central->fence) drop_span(central, first);
         given++;
     }
     ADD(central->stats.taken, -(size_t)given);
@@ -350,6 +365,9 @@ static void settle_central(uint32_t class, bool all) {
     fa_lock_give(&central->lock);
 }
 
+uint32_t fa_global_take_blocks(uint32_t class, void **blocks, uint32_t want) { return take_blocks(class, blocks, want); }
+void fa_global_give_blocks(uint32_t class, void *const *blocks, uint32_t count) { give_blocks(class, blocks, count); }
+
 /* ---- thread heaps ------------------------------------------------------------------------------------------------- */
 
 static void reset_bin(fa_heap *heap, uint32_t class, void **start, uint32_t slots) {
@@ -361,9 +379,32 @@ static void reset_bin(fa_heap *heap, uint32_t class, void **start, uint32_t slot
     STORE(bin->limit, LOAD(global.zero_on_free) ? NULL : start + slots);
 }
 
+/* Hardened: behind a heap stand bins in which every pop and every push goes the slow way. The thread's fast path sees these;
+ * `next` is the heap. */
+static fa_heap *blank_of(fa_heap *heap) {
+    size_t size;
+    (void)fa_align_up(sizeof(fa_heap) + global.central[0].slots_at * sizeof(void *), FA_CACHE_LINE, &size);
+    return (fa_heap *)((unsigned char *)heap + size);
+}
+
+static void make_blank(fa_heap *heap) {
+    fa_heap *blank = blank_of(heap);
+    memset(blank, 0, offsetof(fa_heap, magazine));
+    blank->next = heap;
+    for (uint32_t class = 0; class < FA_GLOBAL_CLASSES; class++) STORE(blank->bin[class].bottom, (void **)UINTPTR_MAX);
+    heap->random = (uint64_t)(uintptr_t)heap | 1;
+}
+
+/* The heap of this thread, or null. */
+static inline fa_heap *mine(void) {
+    fa_heap *heap = own;
+    return heap == &no_heap ? NULL : fa_is_hardened() ? heap->next : heap;
+}
+
 static fa_heap *make_heap(void) {
     bool zero;
     size_t size = sizeof(fa_heap) + global.central[0].slots_at * sizeof(void *);
+    if (fa_is_hardened()) size += sizeof(fa_heap) + FA_CACHE_LINE;
     uint32_t first = take_pages((uint32_t)((size + FA_PAGE - 1) >> FA_PAGE_LOG2), 1, FA_RUN_OWN, &zero);
     if (first == 0) return NULL;
     fa_heap *heap = fa_pages_address(&global.pages, first);
@@ -371,6 +412,9 @@ static fa_heap *make_heap(void) {
     /* Class 0 is that of pages without a class: frees there go the slow way, and no allocation asks for it. */
     for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++)
         reset_bin(heap, class, heap->magazine + (size_t)class * FA_NURSERY, (uint32_t)fa_min(global.central[class].slots, FA_NURSERY));
+    for (uint32_t class = 1; class < FA_GLOBAL_CLASSES && fa_is_hardened(); class++)
+        reset_bin(heap, class, heap->magazine + global.central[class].slots_at, global.central[class].slots);
+    if (fa_is_hardened()) make_blank(heap);
     heap->next = LOAD(fastalloc_malloc_stats.heaps);
     atomic_store_explicit(&fastalloc_malloc_stats.heaps, heap, memory_order_release);
     FA_COUNT(heaps, 1);
@@ -389,7 +433,7 @@ FA_COLD static fa_heap *find_heap(void) {
     fa_lock_give(&global.heaps_lock);
     if (heap == NULL) return NULL;
     FA_COUNT(threads, 1);
-    own = heap;
+    own = fa_is_hardened() ? blank_of(heap) : heap;
     /* It may allocate: there is a heap now. Without a key the heap stays when the thread is gone, and is emptied as idle. */
     if (global.has_key) (void)global.os->set_exit_value(global.key, heap);
     return heap;
@@ -407,6 +451,8 @@ static uint32_t gather(fa_heap *heap, uint32_t class, uint32_t pending) {
     STORE(bin->top, start + count);
     return count;
 }
+
+uint32_t fa_global_gather(fa_heap *heap, uint32_t class, uint32_t pending) { return gather(heap, class, pending); }
 
 /* A magazine that is used a lot becomes larger. */
 static void grow_magazine(fa_heap *heap, uint32_t class) {
@@ -448,6 +494,8 @@ static void now_and_then(void) {
     uint32_t decay = fa_the_options.decay;
     if (decay != 0 && fa_global_now() - LOAD(global.trimmed_at) >= decay / TRIM_PARTS + 1) (void)fa_global_trim(false);
 }
+
+void fa_global_now_and_then(void) { now_and_then(); }
 
 /* ---- small blocks, the slow way ----------------------------------------------------------------------------------- */
 
@@ -498,10 +546,13 @@ static inline void *pop(fa_heap *heap, uint32_t class) {
     return *top;
 }
 
-FA_APART static void *alloc_slow(uint32_t class) {
+/* The class is the size's, or a higher one that the alignment asks for. */
+FA_APART static void *alloc_slow(size_t size, uint32_t class, size_t alignment) {
     fa_heap *heap = own;
+    if (FA_UNLIKELY(fa_is_hardened())) return fa_hardened_alloc(heap != &no_heap ? heap->next : find_heap(), size, alignment);
     if (FA_UNLIKELY(heap == &no_heap)) {
         heap = find_heap();
+        if (FA_UNLIKELY(fa_is_hardened())) return fa_hardened_alloc(heap, size, alignment); /* that was the first block */
         if (heap == NULL) return alloc_direct(class);
         void *block = pop(heap, class);
         if (block != NULL) return block;
@@ -590,6 +641,8 @@ static bool resize_medium(void *block, size_t size) {
 FA_COLD static void *alloc_big(size_t size, size_t alignment, bool zeroed) {
     ensure_begun();
     if (size > MAX_BLOCK || alignment > MAX_BLOCK / 2) return out_of_memory();
+    if (FA_UNLIKELY(fa_is_hardened())) return fa_hardened_alloc(mine(), size, alignment);
+    size = fa_max(size, 1);
     void *block = NULL;
     if (size < LOAD(global.large_size) && alignment <= FA_MAX_ALIGNMENT) {
         block = alloc_medium(size, alignment, zeroed);
@@ -602,18 +655,18 @@ FA_COLD static void *alloc_big(size_t size, size_t alignment, bool zeroed) {
     return block != NULL ? block : out_of_memory();
 }
 
-FA_APART static void *alloc_beyond(size_t size) {
-    if (size > FA_GLOBAL_SMALL) return alloc_big(size, 1, false);
-    uint32_t class = fa_global_class(size);
+static inline void *alloc_class(size_t size, uint32_t class, size_t alignment) {
     void *block = pop(own, class);
-    return FA_LIKELY(block != NULL) ? block : alloc_slow(class);
+    return FA_LIKELY(block != NULL) ? block : alloc_slow(size, class, alignment);
+}
+
+FA_APART static void *alloc_beyond(size_t size) {
+    return size > FA_GLOBAL_SMALL ? alloc_big(size, 1, false) : alloc_class(size, fa_global_class(size), 1);
 }
 
 FA_HOT void *fa_global_alloc(size_t size) {
     if (FA_UNLIKELY(size > FA_LINEAR_MAX)) return alloc_beyond(size);
-    uint32_t class = fa_linear_class[(size + 15) / 16];
-    void *block = pop(own, class);
-    return FA_LIKELY(block != NULL) ? block : alloc_slow(class);
+    return alloc_class(size, fa_linear_class[(size + 15) / 16], 1);
 }
 
 void *fa_global_alloc_zeroed(size_t count, size_t size) {
@@ -633,14 +686,17 @@ void *fa_global_alloc_aligned(size_t alignment, size_t size) {
         /* Spans begin at a page: a class of multiples of the alignment has only aligned blocks. A power of two is one. */
         uint32_t class = fa_global_class(bytes);
         while (fa_global_class_size(class) % alignment != 0) class++;
-        return fa_global_alloc(fa_global_class_size(class));
+        return alloc_class(size, class, alignment);
     }
-    return alloc_big(fa_max(size, 1), alignment, false);
+    return alloc_big(size, alignment, false);
 }
 
-FA_COLD static void free_beyond(void *block) {
+FA_COLD static void free_beyond(void *block, size_t size) {
     if (block == NULL) return;
-    if (fa_is_in_range(block)) {
+    ensure_begun();
+    if (FA_UNLIKELY(fa_is_hardened())) {
+        fa_hardened_free(own != &no_heap ? own->next : find_heap(), block, size);
+    } else if (fa_is_in_range(block)) {
         free_medium(block);
     } else if (fa_large_free(block)) {
         now_and_then();
@@ -650,32 +706,44 @@ FA_COLD static void free_beyond(void *block) {
     }
 }
 
-FA_HOT void fa_global_free(void *block) {
+/* `size` is for those who are beyond. */
+static inline void free_any(void *block, size_t size) {
     size_t offset = (uintptr_t)block - (uintptr_t)global.pages.base;
     if (FA_UNLIKELY(offset >= LOAD(global.pages.reach))) {
-        free_beyond(block);
+        free_beyond(block, size);
         return;
     }
     uint32_t class = global.pages.base[offset >> FA_PAGE_LOG2];
     /* Bin 0 takes nothing: what is no small block goes the slow way by the same test as what finds no room. */
     if (FA_LIKELY(push(&own->bin[class], block))) return;
-    if (class == 0) free_beyond(block);
+    if (class == 0) free_beyond(block, size);
     else free_slow(block, class);
 }
 
-bool fa_global_owns(const void *block) { return fa_is_in_range(block) || fa_large_usable_size(block) != 0; }
+FA_HOT void fa_global_free(void *block) { free_any(block, FA_ANY_SIZE); }
+FA_HOT void fa_global_free_sized(void *block, size_t size) { free_any(block, size); }
+
+bool fa_global_owns(const void *block) {
+    return fa_is_hardened() ? fa_hardened_owns(block) : fa_is_in_range(block) || fa_large_usable_size(block) != 0;
+}
+
+/* Of a block that is not small, or hardened. */
+FA_COLD static size_t usable_size_beyond(const void *block) {
+    ensure_begun();
+    if (fa_is_hardened()) return fa_hardened_usable_size(block);
+    if (fa_is_in_range(block)) {
+        const fa_run *run = &global.pages.run[fa_pages_of(&global.pages, block)];
+        return run->kind == FA_RUN_LIVE ? (size_t)run->length << FA_PAGE_LOG2 : 0;
+    }
+    size_t room = fa_large_usable_size(block);
+    if (room != 0 || fa_the_options.foreign_usable_size == NULL) return room;
+    return fa_the_options.foreign_usable_size((void *)(uintptr_t)block);
+}
 
 size_t fa_global_usable_size(const void *block) {
     if (block == NULL) return 0;
-    if (!fa_is_in_range(block)) {
-        size_t room = fa_large_usable_size(block);
-        if (room != 0 || fa_the_options.foreign_usable_size == NULL) return room;
-        return fa_the_options.foreign_usable_size((void *)(uintptr_t)block);
-    }
-    uint32_t page = fa_pages_of(&global.pages, block), class = global.pages.base[page];
-    if (class != 0) return fa_global_class_size(class);
-    const fa_run *run = &global.pages.run[page];
-    return run->kind == FA_RUN_LIVE ? (size_t)run->length << FA_PAGE_LOG2 : 0;
+    uint32_t class = fa_is_in_range(block) ? global.pages.base[fa_pages_of(&global.pages, block)] : 0;
+    return class != 0 ? fa_global_class_size(class) : usable_size_beyond(block);
 }
 
 /* Moves to another block by copying. */
@@ -688,6 +756,8 @@ static void *copy_to_new(void *block, size_t old_size, size_t size) {
 }
 
 FA_COLD static void *realloc_large(void *block, size_t size) {
+    ensure_begun();
+    if (fa_is_hardened()) return fa_hardened_realloc(mine(), block, size);
     size_t room = fa_large_usable_size(block);
     if (room == 0) {
         FA_COUNT(foreign, 1);
@@ -705,12 +775,13 @@ void *fa_global_realloc(void *block, size_t size) {
         return NULL;
     }
     if (!fa_is_in_range(block)) return realloc_large(block, size);
+    uint32_t class = global.pages.base[fa_pages_of(&global.pages, block)];
+    if (class == 0 && fa_is_hardened()) return fa_hardened_realloc(mine(), block, size);
     size_t room = fa_global_usable_size(block);
     if (room == 0) {
         corrupt(block);
         return out_of_memory();
     }
-    uint32_t class = global.pages.base[fa_pages_of(&global.pages, block)];
     if (class != 0) {
         /* It stays where it fits, unless it wastes half. */
         if (size <= room && (size > room / 2 || fa_global_class(size) == class)) return block;
@@ -797,16 +868,18 @@ bool fa_global_trim(bool all) {
     }
     if (all || now - LOAD(global.scavenged_at) >= fa_the_options.decay) {
         STORE(global.scavenged_at, now);
-        if (own != &no_heap && all) {
-            fa_lock_take(&own->lock, global.os);
-            for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) flush(own, class, true);
-            fa_lock_give(&own->lock);
+        fa_heap *heap = mine();
+        if (heap != NULL && all) {
+            fa_lock_take(&heap->lock, global.os);
+            for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) flush(heap, class, true);
+            fa_lock_give(&heap->lock);
         }
         steal_from_idle(all);
         for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) settle_central(class, all);
     }
     size_t cached = FA_COUNTED(large_cached);
-    fa_large_purge(now, all ? 0 : SIZE_MAX);
+    if (fa_is_hardened()) fa_hardened_purge(now, all);
+    else fa_large_purge(now, all ? 0 : SIZE_MAX);
     bool went = trim_pages(all) || FA_COUNTED(large_cached) < cached;
     fa_lock_give(&global.trim_lock);
     return went;
@@ -819,7 +892,7 @@ static void apply_options(void) {
     STORE(global.large_size, options->large_size);
     STORE(global.zero_on_free, options->zero_on_free);
     global.pages.huge_pages = options->huge_pages;
-    fa_large_configure(options->cache_limit, options->decay, options->huge_pages);
+    if (!fa_is_hardened()) fa_large_configure(options->cache_limit, options->decay, options->huge_pages);
     /* Every free of the calling thread, and of threads that are still to come, is looked at from here on. */
     for (uint32_t class = 1; options->zero_on_free && own != &no_heap && class < FA_GLOBAL_CLASSES; class++)
         STORE(own->bin[class].limit, NULL);
@@ -842,9 +915,11 @@ void fa_global_fork_prepare(void) {
     for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) fa_lock_take(&global.central[class].lock, global.os);
     fa_lock_take(&global.pages_lock, global.os);
     fa_lock_take(&global.large.lock, global.os);
+    if (fa_is_hardened()) fa_hardened_fork_prepare();
 }
 
 void fa_global_fork_parent(void) {
+    if (fa_is_hardened()) fa_hardened_fork_parent();
     fa_lock_give(&global.large.lock);
     fa_lock_give(&global.pages_lock);
     for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) fa_lock_give(&global.central[class].lock);
@@ -856,7 +931,7 @@ void fa_global_fork_parent(void) {
 void fa_global_fork_child(void) {
     /* The threads of these heaps do not exist here. What they hold serves the threads that the child makes. */
     for (fa_heap *heap = all_heaps(); heap != NULL; heap = heap->next) {
-        if (heap == own || !heap->in_use) continue;
+        if (heap == mine() || !heap->in_use) continue;
         for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) (void)gather(heap, class, 0);
         heap->in_use = false;
         heap->next_idle = global.idle;

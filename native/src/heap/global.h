@@ -19,6 +19,9 @@
  * the decay, however long its thread sleeps, and the fast path pays nothing. Where the system has no such fence, a
  * magazine is bounded, and comes back when its thread ends.
  *
+ * Hardened, if the first allocation finds it asked for: every malloc and every free goes the slow way, to
+ * heap/global_hardened.c, which checks what can be checked. Nothing of it is on the way of a heap that is not.
+ *
  * Thread rule: everything may be called by any thread at any time, from the first instruction of the process to the last.
  * Nothing has to be initialised; nothing but memory from the operating system is used, and no lock of anybody else.
  *
@@ -154,16 +157,25 @@ typedef struct fa_global_options {
     uint32_t decay;     /* milliseconds after which memory that nobody uses goes back to the system; 0: never */
     bool huge_pages;    /* ask for transparent ones */
     bool zero_on_free;  /* every byte of a block is zeroed when it is freed */
+    bool hardened;      /* misuse ends the process with one line; looked at before the first allocation, never later */
     /* Pointers that this heap does not know. Null: they are ignored. */
     void (*foreign_free)(void *block);
     void *(*foreign_realloc)(void *block, size_t size);
     size_t (*foreign_usable_size)(void *block);
+    /* Hardened: whether it belongs to somebody who is known, and may be passed on. Null: none does. */
+    bool (*foreign_is_known)(const void *block);
 } fa_global_options;
 
 void fa_global_options_init(fa_global_options *options);
 
 /* At any time; the values are checked by the caller. zero_on_free holds for what is freed from then on. */
 void fa_global_configure(const fa_global_options *options);
+
+/* Whoever defines it is asked for settings when the first block is allocated, which may be before any constructor. */
+#if defined(__GNUC__)
+__attribute__((weak))
+#endif
+void fa_global_before_first(fa_global_options *options);
 
 /* Another operating system than this one, before the first allocation: for tests. */
 void fa_global_start(const struct fa_os *os);
@@ -176,6 +188,8 @@ void *fa_global_alloc_zeroed(size_t count, size_t size);
 void *fa_global_alloc_aligned(size_t alignment, size_t size); /* a power of two */
 void *fa_global_realloc(void *block, size_t size);            /* size 0 frees, and is null */
 void fa_global_free(void *block);                             /* errno is kept */
+/* The size that was asked for: hardened, another one is an error; else nobody looks at it. */
+void fa_global_free_sized(void *block, size_t size);
 size_t fa_global_usable_size(const void *block);
 bool fa_global_owns(const void *block);
 
@@ -183,6 +197,17 @@ bool fa_global_owns(const void *block);
 
 /* Gives what nobody uses back to the system; only what is older than the decay unless `all`. True if something went. */
 bool fa_global_trim(bool all);
+
+/* From the first allocation on, or never. */
+bool fa_global_is_hardened(void);
+
+/* Hardened: looks at every block, live or free, and reports the first that was written to where it must not be. `call` is what
+ * the report names. */
+void fa_global_check(const char *call);
+
+/* Hardened: reports an access to memory that this heap keeps closed; false if the address is no such. For handlers of
+ * signals: takes no lock that it would wait for. */
+bool fa_global_explain(const void *address);
 
 /* Around fork, as pthread_atfork takes them. */
 void fa_global_fork_prepare(void);

@@ -4,6 +4,7 @@
  *     global.c        thread heaps, magazines, centrals, medium blocks; initialisation, threads, fork
  *     global_large.c  large blocks
  *     global_stats.c  statistics and recounting
+ *     global_hardened.c  all blocks, if hardened: what stands around them, and who may free them
  *
  * Order of locks: trim, heaps, one heap, one central, pages; large on its own, last. fa_global_fork_prepare takes all.
  */
@@ -50,6 +51,7 @@ typedef struct fa_central {
     fa_lock lock;
     uint32_t reciprocal;    /* 2^32 / size, rounded up */
     uint32_t pages, blocks; /* of a span */
+    uint32_t fence;         /* hardened: the first block of a span is nobody's, so that every other has one before it */
     uint32_t ready_max;     /* blocks that may wait */
     uint32_t slots, slots_at; /* of a full magazine, and where it begins in a heap */
     uint32_t first, last;   /* spans with free blocks, by their first page; 0: none */
@@ -63,6 +65,9 @@ typedef struct fa_central {
 #define FA_MAGAZINE_MAX 256U
 #define FA_MAGAZINE_MIN 4U
 #define FA_MAGAZINE_BYTES ((size_t)128 << 10)
+/* The same, hardened: of many the next one is taken, and nobody knows which. */
+#define FA_VAULT_MIN 16U
+#define FA_VAULT_BYTES ((size_t)512 << 10)
 
 typedef struct fa_seen {
     void **top;
@@ -79,6 +84,8 @@ typedef struct fa_heap {
     void **start[FA_GLOBAL_CLASSES]; /* of the magazine; null: the bin was never used */
     void **full[FA_GLOBAL_CLASSES];  /* its end; `limit` is the same, or null if every free is to be looked at */
     fa_seen seen[FA_GLOBAL_CLASSES];
+    uint64_t random;                      /* hardened: what the order of reuse comes from */
+    uint16_t queue[FA_GLOBAL_CLASSES];    /* hardened: where the oldest of the blocks that must wait is */
     void *magazine[]; /* FA_NURSERY slots for each class, together; behind them, at its slots_at, what a class may have in the end */
 } fa_heap;
 
@@ -104,6 +111,7 @@ typedef struct fa_global {
     atomic_size_t large_size;
     atomic_bool zero_on_free;
     atomic_bool fences;      /* the system has fence_threads */
+    atomic_bool hardened;
     bool has_key;
     unsigned key;
     uint64_t started_at;
@@ -137,6 +145,37 @@ size_t fa_large_usable_size(const void *block);
 /* Another size at this or another place; null leaves the block as it was: copy it. */
 void *fa_large_realloc(void *block, size_t old_room, size_t size);
 void fa_large_purge(size_t now, size_t keep);
+
+/* At most `want` blocks, at least one unless there is no memory; and back. */
+uint32_t fa_global_take_blocks(uint32_t class, void **blocks, uint32_t want);
+void fa_global_give_blocks(uint32_t class, void *const *blocks, uint32_t count);
+/* With the lock of the heap: what the bin holds begins at `start` again. How many that are. */
+uint32_t fa_global_gather(fa_heap *heap, uint32_t class, uint32_t pending);
+void fa_global_now_and_then(void);
+void *fa_global_no_memory(void);
+
+/* ---- hardened ------------------------------------------------------------------------------------------------------ */
+
+#define FA_ANY_SIZE SIZE_MAX
+
+static inline bool fa_is_hardened(void) { return atomic_load_explicit(&fa_the_heap.hardened, memory_order_relaxed); }
+
+/* After the range was reserved, and before anything else. */
+void fa_hardened_begin(void);
+/* The heap of a thread, or null. Any size and alignment (a power of two); null if there is no memory. All bytes are zero. */
+void *fa_hardened_alloc(fa_heap *heap, size_t size, size_t alignment);
+/* Not null; FA_ANY_SIZE is the right one. */
+void fa_hardened_free(fa_heap *heap, void *block, size_t size);
+void *fa_hardened_realloc(fa_heap *heap, void *block, size_t size);
+size_t fa_hardened_usable_size(const void *block);
+bool fa_hardened_owns(const void *block);
+void fa_hardened_purge(size_t now, bool all);
+/* A span that was made (false: it cannot be used), or is about to go, with nothing live in it; with the lock of its central. */
+bool fa_hardened_span(uint32_t first, bool zero);
+void fa_hardened_drop(uint32_t first);
+void fa_hardened_fork_prepare(void);
+void fa_hardened_fork_parent(void);
+bool fa_hardened_is_valid(void);
 
 static inline bool fa_is_in_range(const void *pointer) {
     const fa_pages *pages = &fa_the_heap.pages;

@@ -58,7 +58,7 @@ static bool is_taken(uint32_t class, const void *block) {
     const fa_pages *pages = &fa_the_heap.pages;
     if (!fa_is_in_range(block)) return false;
     uint32_t page = fa_pages_of(pages, block);
-    if (pages->base[page] != class) return false;
+    if (pages->base[page] != (fa_is_hardened() ? 0 : class)) return false;
     uint32_t first = pages->run[page].first;
     size_t offset = (uintptr_t)block - (uintptr_t)fa_pages_address(pages, first), size = fa_global_class_size(class);
     const uint64_t *bitmap = pages->bitmap + (size_t)first * (FA_PAGE_BITMAP / 8);
@@ -86,10 +86,10 @@ static bool spans_are_valid(uint32_t class, size_t *taken, size_t *bytes) {
             if (bitmap[word] != 0 && word < span->hint) return false;
         }
         for (uint32_t page = first; page < first + span->length; page++)
-            if (pages->run[page].first != first) return false;
-        if (free != span->free || free == span->blocks) return false;
+            if (pages->run[page].first != first || pages->base[page] != (fa_is_hardened() ? 0 : class)) return false;
+        if (free != span->free || free == span->blocks - central->fence) return false;
         partial += free > 0;
-        *taken += span->blocks - free;
+        *taken += span->blocks - central->fence - free;
         *bytes += (size_t)span->length << FA_PAGE_LOG2;
     }
     return listed == partial;
@@ -127,8 +127,9 @@ bool fa_global_is_valid(void) {
     for (const fa_slot *slot = fa_table_next(&large->table, &position); slot != NULL;
          slot = fa_table_next(&large->table, &position))
         large_bytes += (size_t)slot->value;
+    bool large_is_valid = large_bytes == FA_COUNTED(large_bytes) && large->table.count == FA_COUNTED(large_live) &&
+                          large->cache.bytes == FA_COUNTED(large_cached);
     return spans == FA_COUNTED(span_bytes) && medium == FA_COUNTED(medium_live) &&
-           medium_bytes == FA_COUNTED(medium_bytes) && large_bytes == FA_COUNTED(large_bytes) &&
-           large->table.count == FA_COUNTED(large_live) && large->cache.bytes == FA_COUNTED(large_cached) &&
+           medium_bytes == FA_COUNTED(medium_bytes) && (fa_is_hardened() ? fa_hardened_is_valid() : large_is_valid) &&
            ((size_t)pages->live << FA_PAGE_LOG2) == FA_COUNTED(pages_live);
 }

@@ -64,6 +64,9 @@ FA_COLD void fa_report_fault(const fa_reporter *reporter, const char *call, fa_f
         [FA_FAULT_UNDERFLOW] = ", which was overrun before its beginning, in ",
         [FA_FAULT_WRITTEN] = ", which was written to after it was freed, in ",
         [FA_FAULT_SIZE] = ", which has another size, in ",
+        [FA_FAULT_PAST] = ", which is past the end of a block of ",
+        [FA_FAULT_AHEAD] = ", which is before the beginning of a block of ",
+        [FA_FAULT_GONE] = ", which is in a freed block of ",
     };
     report(reporter, call, pointer, words[fault]);
 }

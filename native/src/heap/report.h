@@ -33,7 +33,10 @@ typedef enum fa_fault {
     FA_FAULT_OVERFLOW,  /* written to behind its end */
     FA_FAULT_UNDERFLOW, /* written to before its beginning */
     FA_FAULT_WRITTEN,   /* written to after it was freed */
-    FA_FAULT_SIZE       /* freed with a size that is not its own */
+    FA_FAULT_SIZE,      /* freed with a size that is not its own */
+    FA_FAULT_PAST,      /* the address itself: closed, behind a block */
+    FA_FAULT_AHEAD,     /* closed, before a block */
+    FA_FAULT_GONE       /* closed, in a block that was freed */
 } fa_fault;
 
 void fa_report_fault(const fa_reporter *reporter, const char *call, fa_fault fault, const void *pointer);

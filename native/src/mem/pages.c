@@ -341,7 +341,7 @@ bool fa_pages_is_valid(const fa_pages *pages) {
         free += is_bin;
         if (!is_bin && run->kind != FA_RUN_BUSY) live += run->length;
         for (uint32_t page = at; page < at + run->length; page++)
-            if (pages->base[page] != (run->kind == FA_RUN_SPAN ? run->class : 0)) return false;
+            if (pages->base[page] != 0 && (run->kind != FA_RUN_SPAN || pages->base[page] != run->class)) return false;
         before = run->kind;
         at += run->length;
     }

@@ -15,7 +15,7 @@
  * The range is reserved once; it, and what is known of it, is committed in steps as it is used.
  *
  * Invariants (fa_pages_is_valid recounts them): runs tile [start, fresh); no two free neighbours are of the same kind; each
- * free run is in the bin of its length; the counts of pages are the sums over the runs. Class bytes are 0 but in spans.
+ * free run is in the bin of its length; the counts of pages are the sums over the runs. Class bytes are 0 but in spans, whose owner sets them.
  * Thread rule: the owner's lock. Cost: O(1), the scan of a bin bounded.
  */
 #ifndef FA_MEM_PAGES_H

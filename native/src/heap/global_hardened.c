@@ -1,0 +1,893 @@
+/*
+ * heap/global_hardened.c - the global heap when misuse has to end the process: what stands around blocks, and who may free them
+ *
+ *     span     | fence ..... W | data .......... slack W | data ... slack W | 0 0 0 0 0 0 0 W | ...     W: a word of canary
+ *     states   | -             | live, its size          | live, its size   | free            | ...     out of line
+ *
+ *     vault    | oldest first: nobody's yet | free: any of them is the next |        of a thread, for each class
+ *
+ *     large    | closed | canary, data ............ slack | closed |          freed: | closed ................. |
+ *
+ * Small blocks. Each ends in eight bytes that only this process can know; what its class leaves between the size that was asked
+ * for and these is filled with a byte of them. A free looks at both, and at the word before the block: an overflow
+ * and an underflow. The state of a block, two bytes in a table of its own, says whether it is live and how large: a second free, a
+ * pointer into a block, or a wrong size is found by looking there. What is freed is zeroed, and must still be zero when it is handed
+ * out again, or when its span goes: nobody reads what was there before, and who writes to it is found. Meanwhile it waits until
+ * a number of others of its class were freed, and then for a draw.
+ *
+ * Large blocks (above 32 KiB) have a mapping each, their end at a page that is closed, if their size and alignment are multiples of
+ * 16; the rest is canary. Freed ones are closed as a whole, keep their pages, zeroed, and are opened again for others when
+ * some others, or 32 MiB, were freed after them. When the kernel has no mappings left, blocks do without closed pages: canaries
+ * stand there.
+ *
+ * Invariants: a word of canary is written once, by whoever is the first to use its block or the one behind; states are FRESH
+ * (never used, zero), FREE (zero but for the word), BUSY (on its way between two), or the size + LIVE. A large block is in the
+ * table, or held, or on its way.
+ * Thread rule: any. The lock of a thread's heap is held while its vault changes, the lock here while a large block changes hands,
+ * none while a block is looked at, so a fork finds nothing half done but blocks that are BUSY. Reports are made without a lock.
+ * Cost: a malloc and a free read and write the whole block once, and take a lock each; a large block is two system calls.
+ */
+#include "global_parts.h"
+
+#include "mem/canary.h"
+#include "report.h"
+
+#define WORD sizeof(uint64_t)
+/* Small: with the word, what the largest class holds. */
+#define SMALL_MAX (FA_GLOBAL_SMALL - WORD)
+/* Of a page: states. */
+#define PAGE_STATES (FA_PAGE / 16)
+/* Of a vault, this part waits, and this part is fetched when fewer than half of it are left to draw from. */
+#define WAITING 4
+#define DRAWN 4
+/* Freed large blocks that are remembered, and after how many later ones, or how many bytes, one may be used again. */
+#define HELD 256U
+#define HELD_BACK 8U
+#define HELD_BACK_BYTES ((size_t)32 << 20)
+/* A freed mapping may be larger than what is asked for by this part of it. */
+#define HELD_WASTE 8
+/* From here on pages move when a block grows, and it gets addresses to grow on. */
+#define MOVED_MIN ((size_t)128 << 10)
+/* Of a freed block of this size it is asked which pages were ever used. */
+#define SPARSE_MIN ((size_t)1 << 20)
+
+enum { FRESH, FREE, BUSY, LIVE };
+
+typedef _Atomic uint16_t state;
+
+typedef enum fate { UNUSED, ON_ITS_WAY, IN_USE, HELD_CLOSED } fate;
+
+typedef struct big {
+    unsigned char *map; /* all of it, closed pages included */
+    size_t length;
+    unsigned char *open, *close; /* what may be touched */
+    unsigned char *data;
+    size_t size;
+    uint64_t freed_at;  /* milliseconds */
+    size_t freed_bytes; /* of large blocks, all there were until this one */
+    uint32_t next;      /* of those that are unused */
+    uint8_t fate;
+} big;
+
+static struct {
+    fa_canary secret;
+    state *states;         /* PAGE_STATES for each page of the range */
+    fa_lock states_lock;
+    atomic_size_t usable;  /* bytes of them that are committed */
+
+    fa_lock lock;          /* for all that is below */
+    fa_table table;        /* the data of those in use: index in bigs */
+    big *bigs;
+    uint32_t count, used, unused; /* records: all; ever used; the first of those that are not used any more, + 1 */
+    uint32_t held[HELD], held_count; /* oldest first */
+    size_t held_bytes, freed_bytes;
+    uint32_t draw;
+} hard;
+
+#define LOAD(place) atomic_load_explicit(&(place), memory_order_relaxed)
+#define STORE(place, value) atomic_store_explicit(&(place), (value), memory_order_relaxed)
+
+FA_COLD static void report(const char *call, fa_fault fault, const void *block) {
+    const fa_reporter reporter = {.os = fa_the_heap.os, .heap = "malloc", .name = ""};
+    fa_report_fault(&reporter, call, fault, block);
+}
+
+/* ---- the beginning ------------------------------------------------------------------------------------------------- */
+
+void fa_hardened_begin(void) {
+    const fa_os *os = fa_the_heap.os;
+    fa_pages *pages = &fa_the_heap.pages;
+    void *memory;
+    if (fa_canary_draw(&hard.secret, os) != 0) /* where things lie, and when, is all there is */
+        hard.secret = (fa_canary){{(uintptr_t)&os * 0xD1342543DE82EF95U, (uintptr_t)pages->base ^ os->milliseconds() << 40}};
+    while (pages->bytes > 0 && os->reserve(pages->bytes / 16 * sizeof(state), os->page_size(), &memory) != 0) {
+        size_t less = pages->bytes / 2;
+        fa_pages_destroy(pages);
+        if (!fa_pages_init(pages, os, less)) break;
+    }
+    if (pages->bytes > 0) hard.states = memory;
+    for (hard.count = (uint32_t)1 << 20; hard.count > 256; hard.count /= 4) {
+        if (os->reserve(hard.count * sizeof(big), os->page_size(), &memory) != 0) continue;
+        if (os->commit(memory, hard.count * sizeof(big)) == 0) break;
+        (void)os->release(memory, hard.count * sizeof(big));
+    }
+    if (hard.count <= 256) hard.count = 0; /* then there are no large blocks */
+    else hard.bigs = memory;
+}
+
+bool fa_global_is_hardened(void) { return fa_is_hardened(); }
+
+/* ---- states -------------------------------------------------------------------------------------------------------- */
+
+typedef struct spot {
+    state *state; /* null: no block of a span */
+    unsigned char *start;
+    uint32_t class;
+    uint32_t size; /* of its class */
+    size_t offset; /* of the pointer, from start */
+} spot;
+
+/* The small block at, or around, a pointer. */
+static inline spot find_spot(const void *pointer) {
+    spot found = {.state = NULL};
+    const fa_pages *pages = &fa_the_heap.pages;
+    if (FA_UNLIKELY(!fa_is_in_range(pointer))) return found;
+    uint32_t page = fa_pages_of(pages, pointer), first = pages->run[page].first;
+    const fa_run *run = &pages->run[first];
+    if (FA_UNLIKELY(run->kind != FA_RUN_SPAN || page - first >= run->length)) return found;
+    const fa_central *central = &fa_the_heap.central[run->class];
+    unsigned char *start = fa_pages_address(pages, first);
+    size_t offset = (size_t)((const unsigned char *)pointer - start);
+    uint32_t size = fa_global_class_size(run->class), index = (uint32_t)((uint64_t)offset * central->reciprocal >> 32);
+    if (FA_UNLIKELY(index == 0 || index >= run->blocks)) return found;
+    found.state = &hard.states[(size_t)first * PAGE_STATES + index];
+    found.start = start + (size_t)index * size;
+    found.class = run->class;
+    found.size = size;
+    found.offset = offset - (size_t)index * size;
+    return found;
+}
+
+bool fa_hardened_span(uint32_t first, bool zero) {
+    const fa_os *os = fa_the_heap.os;
+    const fa_run *run = &fa_the_heap.pages.run[first];
+    size_t need = ((size_t)first + run->length) * PAGE_STATES * sizeof(state), step = (size_t)1 << 20, end;
+    bool usable = fa_align_up(need, step, &end);
+    if (LOAD(hard.usable) < need) {
+        fa_lock_take(&hard.states_lock, os);
+        size_t before = LOAD(hard.usable);
+        end = fa_min(end, fa_the_heap.pages.bytes / 16 * sizeof(state));
+        if (before < end) usable = usable && os->commit((unsigned char *)hard.states + before, end - before) == 0;
+        if (before < end && usable) STORE(hard.usable, end);
+        fa_lock_give(&hard.states_lock);
+    }
+    if (usable && !zero) memset(fa_pages_address(&fa_the_heap.pages, first), 0, (size_t)run->length << FA_PAGE_LOG2);
+    return usable;
+}
+
+/* ---- the words and the slack of a small block ----------------------------------------------------------------------- */
+
+typedef _Atomic uint64_t word;
+
+static inline uint64_t word_of(const unsigned char *block) { return fa_canary_of(&hard.secret, block).word[1]; }
+static inline word *word_at(unsigned char *block, uint32_t size) { return (word *)(void *)(block + size - WORD); }
+
+/* One byte, eight times: it does not matter where a store begins. */
+static inline uint64_t slack_of(const unsigned char *block) {
+    return (fa_canary_of(&hard.secret, block).word[0] & 0xFF) * 0x0101010101010101U;
+}
+
+static inline uint64_t load64(const unsigned char *at) {
+    uint64_t value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+/* Of the last eight bytes before the word, those that are slack; there are eight before every word. */
+static inline uint64_t slack_mask(size_t slack) {
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    return slack == 0 ? 0 : UINT64_MAX >> (64 - 8 * slack);
+#else
+    return slack == 0 ? 0 : UINT64_MAX << (64 - 8 * slack);
+#endif
+}
+
+/* `end` is where the word begins. */
+static inline void fill_slack(unsigned char *end, size_t slack, uint64_t pattern) {
+    uint64_t mask = slack < WORD ? slack_mask(slack) : UINT64_MAX, last = (load64(end - WORD) & ~mask) | (pattern & mask);
+    memcpy(end - WORD, &last, WORD);
+    for (size_t at = WORD; at < slack; at += WORD) memcpy(end - fa_min(at + WORD, slack), &pattern, WORD);
+}
+
+static inline bool slack_holds(const unsigned char *end, size_t slack, uint64_t pattern) {
+    uint64_t damage = (load64(end - WORD) ^ pattern) & (slack < WORD ? slack_mask(slack) : UINT64_MAX);
+    for (size_t at = WORD; at < slack; at += WORD) damage |= load64(end - fa_min(at + WORD, slack)) ^ pattern;
+    return damage == 0;
+}
+
+static inline bool is_intact(const spot *at, size_t size) {
+    unsigned char *block = at->start;
+    return LOAD(*word_at(block, at->size)) == word_of(block) &&
+           slack_holds(block + at->size - WORD, at->size - WORD - size, slack_of(block));
+}
+
+static inline bool is_intact_before(const spot *at) {
+    return LOAD(*word_at(at->start - at->size, at->size)) == word_of(at->start - at->size);
+}
+
+static inline bool is_untouched(const spot *at) {
+    return fa_is_zero(at->start, at->size - WORD) && LOAD(*word_at(at->start, at->size)) == word_of(at->start);
+}
+
+/* Makes a free block a live one. */
+static inline void *arm(unsigned char *block, size_t size) {
+    const spot at = find_spot(block);
+    uint16_t before = LOAD(*at.state);
+    STORE(*at.state, BUSY);
+    if (before == FRESH) {
+        STORE(*word_at(block, at.size), word_of(block));
+        if (LOAD(at.state[-1]) == FRESH) STORE(*word_at(block - at.size, at.size), word_of(block - at.size));
+    }
+    if (FA_UNLIKELY(!is_untouched(&at))) report("reuse", FA_FAULT_WRITTEN, block);
+    fill_slack(block + at.size - WORD, at.size - WORD - size, slack_of(block));
+    atomic_store_explicit(at.state, (uint16_t)(size + LIVE), memory_order_release);
+    return block;
+}
+
+static void look_around(const char *call, const spot *at, size_t size) {
+    if (FA_UNLIKELY(!is_intact(at, size))) report(call, FA_FAULT_OVERFLOW, at->start);
+    if (FA_UNLIKELY(!is_intact_before(at))) report(call, FA_FAULT_UNDERFLOW, at->start);
+}
+
+/* ---- vaults --------------------------------------------------------------------------------------------------------- */
+
+static inline uint32_t drawn_from(fa_heap *heap, uint32_t count) { /* xorshift64 */
+    uint64_t value = heap->random;
+    value ^= value << 13;
+    value ^= value >> 7;
+    value ^= value << 17;
+    heap->random = value;
+    return (uint32_t)((value >> 32) * count >> 32);
+}
+
+/* Some free block of the class, or null. */
+static unsigned char *draw(fa_heap *heap, uint32_t class) {
+    fa_bin *bin = &heap->bin[class];
+    uint32_t slots = fa_the_heap.central[class].slots, waiting = slots / WAITING;
+    unsigned char *block = NULL;
+    bool fetch;
+    fa_lock_take(&heap->lock, fa_the_heap.os);
+    void **start = heap->start[class];
+    uint32_t count = FA_LIKELY(LOAD(bin->bottom) == start) ? (uint32_t)(LOAD(bin->top) - start) : fa_global_gather(heap, class, 0);
+    fetch = count < waiting + slots / DRAWN / 2;
+    if (FA_UNLIKELY(fetch)) {
+        if (count == 0) heap->random ^= hard.secret.word[0];
+        count += fa_global_take_blocks(class, start + count, waiting + slots / DRAWN - count);
+    }
+    if (FA_LIKELY(count > 0)) {
+        uint32_t index = FA_LIKELY(count > waiting) ? waiting + drawn_from(heap, count - waiting) : drawn_from(heap, count);
+        block = start[index];
+        start[index] = start[--count];
+        STORE(bin->top, start + count);
+        STORE(bin->allocated, LOAD(bin->allocated) + 1);
+    }
+    fa_lock_give(&heap->lock);
+    if (FA_UNLIKELY(fetch)) fa_global_now_and_then();
+    return block;
+}
+
+/* Takes the place of the one that has waited longest. */
+static void put_away(fa_heap *heap, uint32_t class, void *block) {
+    fa_bin *bin = &heap->bin[class];
+    uint32_t slots = fa_the_heap.central[class].slots, waiting = slots / WAITING;
+    bool full;
+    fa_lock_take(&heap->lock, fa_the_heap.os);
+    void **start = heap->start[class];
+    uint32_t count = FA_LIKELY(LOAD(bin->bottom) == start) ? (uint32_t)(LOAD(bin->top) - start) : fa_global_gather(heap, class, 0);
+    full = count == slots;
+    if (FA_UNLIKELY(full)) {
+        uint32_t gone = (slots - waiting) / 2;
+        count -= gone;
+        fa_global_give_blocks(class, start + count, gone);
+    }
+    if (FA_LIKELY(count >= waiting)) {
+        uint32_t at = heap->queue[class];
+        void *oldest = start[at];
+        start[at] = block;
+        heap->queue[class] = (uint16_t)(at + 1 == waiting ? 0 : at + 1);
+        block = oldest;
+    }
+    start[count] = block;
+    atomic_store_explicit(&bin->top, start + count + 1, memory_order_release);
+    fa_lock_give(&heap->lock);
+    if (FA_UNLIKELY(full)) fa_global_now_and_then();
+}
+
+static void *alloc_small(fa_heap *heap, size_t size, size_t alignment) {
+    uint32_t class = fa_global_class(size + WORD);
+    while (class < FA_GLOBAL_CLASSES && (fa_global_class_size(class) & (alignment - 1)) != 0) class++;
+    if (FA_UNLIKELY(class == FA_GLOBAL_CLASSES)) return NULL;
+    void *block = FA_LIKELY(heap != NULL) ? draw(heap, class) : NULL;
+    if (FA_UNLIKELY(block == NULL)) {
+        if (fa_global_take_blocks(class, &block, 1) == 0) return NULL;
+        atomic_fetch_add_explicit(&fa_the_heap.central[class].stats.allocated, 1, memory_order_relaxed);
+    }
+    return arm(block, size);
+}
+
+/* What a pointer is that no block begins at. */
+FA_COLD static void refuse(const char *call, const void *pointer, const spot *at) {
+    report(call, at->state != NULL && at->offset != 0 && LOAD(*at->state) >= LIVE ? FA_FAULT_INSIDE : FA_FAULT_NOT_LIVE, pointer);
+}
+
+/* False if a report came back. */
+static inline bool free_small(fa_heap *heap, const spot *at, size_t size) {
+    unsigned char *block = at->start;
+    uint16_t before = LOAD(*at->state);
+    if (FA_UNLIKELY(before < LIVE || !atomic_compare_exchange_strong_explicit(at->state, &before, BUSY, memory_order_acquire,
+                                                                              memory_order_relaxed))) {
+        report("free", before == FRESH ? FA_FAULT_NOT_LIVE : FA_FAULT_FREED, block);
+        return false;
+    }
+    size_t own_size = (size_t)before - LIVE;
+    if (FA_UNLIKELY(size != FA_ANY_SIZE && size != own_size)) report("free", FA_FAULT_SIZE, block);
+    look_around("free", at, own_size);
+    memset(block, 0, at->size - WORD);
+    atomic_store_explicit(at->state, FREE, memory_order_release);
+    void *freed = block;
+    if (FA_LIKELY(heap != NULL)) put_away(heap, at->class, block);
+    else fa_global_give_blocks(at->class, &freed, 1);
+    return true;
+}
+
+/* ---- large blocks; with the lock ------------------------------------------------------------------------------------- */
+
+static void lock(void) { fa_lock_take(&hard.lock, fa_the_heap.os); }
+static void unlock(void) {
+    STORE(FA_COUNTS->large_cached, hard.held_bytes);
+    fa_lock_give(&hard.lock);
+}
+
+static big *big_of(const void *data) {
+    const fa_slot *slot = fa_table_find(&hard.table, data);
+    return slot == NULL ? NULL : &hard.bigs[slot->value];
+}
+
+static big *new_record(void) {
+    uint32_t index = hard.unused;
+    if (index != 0) hard.unused = hard.bigs[index - 1].next;
+    else if (hard.used < hard.count) index = ++hard.used;
+    else return NULL;
+    hard.bigs[index - 1] = (big){.fate = ON_ITS_WAY};
+    return &hard.bigs[index - 1];
+}
+
+static void forget_record(big *one) {
+    one->fate = UNUSED;
+    one->next = hard.unused;
+    hard.unused = (uint32_t)(one - hard.bigs) + 1;
+}
+
+static big *take_held(uint32_t at) {
+    big *one = &hard.bigs[hard.held[at]];
+    hard.held_count--;
+    for (uint32_t i = at; i < hard.held_count; i++) hard.held[i] = hard.held[i + 1];
+    hard.held_bytes -= (size_t)(one->close - one->open);
+    one->fate = ON_ITS_WAY;
+    return one;
+}
+
+/* A mapping that has waited long enough and ends at the alignment: of several the first after a place that changes. */
+static big *find_held(size_t length, size_t alignment) {
+    hard.draw = hard.draw * 1664525U + 1013904223U;
+    for (uint32_t i = 0; i < hard.held_count; i++) {
+        uint32_t at = (uint32_t)(((uint64_t)hard.draw * hard.held_count >> 32) + i) % hard.held_count;
+        const big *one = &hard.bigs[hard.held[at]];
+        if (at + HELD_BACK >= hard.held_count && hard.freed_bytes - one->freed_bytes < HELD_BACK_BYTES) continue;
+        if (one->length < length || one->length - length > length / HELD_WASTE) continue;
+        if (((uintptr_t)one->map + one->length - fa_the_heap.os->page_size()) % alignment == 0) return take_held(at);
+    }
+    return NULL;
+}
+
+/* ---- large blocks; without --------------------------------------------------------------------------------------------- */
+
+static void release_big(big *one) {
+    (void)fa_the_heap.os->release(one->map, one->length);
+    FA_UNCOUNT(reserved, one->length);
+    FA_COUNT(returned, (size_t)(one->close - one->open));
+    lock();
+    forget_record(one);
+    unlock();
+}
+
+/* Held blocks that are too many, too much, or too old, go. True if one did. */
+static bool release_held(uint64_t now, uint32_t most, size_t bytes, uint32_t age) {
+    bool any = false;
+    for (;;) {
+        lock();
+        const big *oldest = hard.held_count > 0 ? &hard.bigs[hard.held[0]] : NULL;
+        bool goes = oldest != NULL && (hard.held_count > most || hard.held_bytes > bytes || (age != 0 && now - oldest->freed_at >= age));
+        big *gone = goes ? take_held(0) : NULL;
+        unlock();
+        if (gone == NULL) return any;
+        release_big(gone);
+        any = true;
+    }
+}
+
+/* Canary from where it may be touched to the data, and behind it. */
+static void surround(const big *one) {
+    const fa_canary canary = fa_canary_of(&hard.secret, one->data);
+    fa_canary_fill(&canary, one->open, (size_t)(one->data - one->open));
+    fa_canary_fill(&canary, one->data + one->size, (size_t)(one->close - one->data) - one->size);
+}
+
+static bool damage_of(const big *one, fa_fault *fault) {
+    const fa_canary canary = fa_canary_of(&hard.secret, one->data);
+    bool after = !fa_canary_holds(&canary, one->data + one->size, (size_t)(one->close - one->data) - one->size);
+    *fault = after ? FA_FAULT_OVERFLOW : FA_FAULT_UNDERFLOW;
+    return after || !fa_canary_holds(&canary, one->open, (size_t)(one->data - one->open));
+}
+
+/* Sets what is open, and opens it; if the kernel refuses, all of it is. */
+static bool open_big(big *one, unsigned char *open, unsigned char *close) {
+    const fa_os *os = fa_the_heap.os;
+    one->open = open;
+    one->close = close;
+    if (os->commit(open, (size_t)(close - open)) == 0) return true;
+    if (release_held(0, 0, 0, 0) && os->commit(open, (size_t)(close - open)) == 0) return true;
+    one->open = one->map;
+    one->close = one->map + one->length;
+    return os->commit(one->map, one->length) == 0;
+}
+
+static bool map_big(big *one, size_t length, size_t alignment) {
+    const fa_os *os = fa_the_heap.os;
+    void *memory;
+    if (os->reserve(length, alignment, &memory) != 0 &&
+        (!release_held(0, 0, 0, 0) || os->reserve(length, alignment, &memory) != 0))
+        return false;
+    one->map = memory;
+    one->length = length;
+    FA_COUNT(reserved, length);
+    return true;
+}
+
+/* What is ready becomes somebody's. */
+static void *enter(big *one) {
+    size_t room = (size_t)(one->close - one->open);
+    lock();
+    bool entered = fa_table_insert(&hard.table, fa_the_heap.os, one->data, (uint64_t)(one - hard.bigs));
+    if (entered) one->fate = IN_USE;
+    unlock();
+    if (!entered) {
+        release_big(one);
+        return NULL;
+    }
+    FA_COUNT(large_bytes, room);
+    FA_COUNT(large_live, 1);
+    fa_global_note_peak();
+    return one->data;
+}
+
+static void *alloc_big(size_t size, size_t alignment) {
+    size_t page = fa_the_heap.os->page_size(), rounded, room, length;
+    size_t edge = fa_max(alignment, page); /* of the mapping, and closed before the data */
+    if (!fa_align_up(size, fa_max(alignment, FA_CANARY), &rounded) || !fa_align_up(rounded, page, &room)) return NULL;
+    size_t step = (size_t)1 << (fa_log2(room | 1) - fa_min(fa_log2(room | 1), 4)); /* so that freed ones fit others */
+    if (__builtin_add_overflow(room, page, &room) || !fa_align_up(room, fa_max(step, edge), &room) ||
+        __builtin_add_overflow(room, edge + page, &length))
+        return NULL;
+    lock();
+    big *one = find_held(length, edge);
+    bool reused = one != NULL;
+    if (one == NULL) one = new_record();
+    unlock();
+    if (one == NULL) return NULL;
+    if (!reused && !map_big(one, length, edge)) {
+        lock();
+        forget_record(one);
+        unlock();
+        return NULL;
+    }
+    unsigned char *end = one->map + one->length - page;
+    one->data = end - rounded;
+    one->size = size;
+    unsigned char *open = (unsigned char *)fa_align_down((uintptr_t)one->data - FA_CANARY, page);
+    if (!open_big(one, open, end)) {
+        release_big(one);
+        return NULL;
+    }
+    surround(one);
+    if (reused) {
+        FA_COUNT(cache_hits, 1);
+        FA_COUNT(large_reused, (size_t)(end - open));
+    }
+    FA_COUNT(large_allocated, 1);
+    fa_global_now_and_then();
+    return enter(one);
+}
+
+/* All zero, and closed. False: it cannot be. */
+static bool close_big(const big *one) {
+    const fa_os *os = fa_the_heap.os;
+    size_t room = (size_t)(one->close - one->open);
+    uint64_t resident = room;
+    if (one->open == one->map) return false; /* it had no closed pages */
+    if (room >= SPARSE_MIN) (void)os->resident(one->open, room, &resident);
+    if (resident < room / 2) {
+        if (os->decommit(one->open, room) != 0) return false;
+    } else {
+        memset(one->open, 0, room);
+    }
+    return os->protect(one->open, room, FA_OS_NONE) == 0;
+}
+
+/* False if no large block begins there. */
+static bool free_big(void *block, size_t size) {
+    fa_fault fault;
+    lock();
+    fa_slot *slot = fa_table_find(&hard.table, block);
+    big *one = slot == NULL ? NULL : &hard.bigs[slot->value];
+    if (one != NULL) {
+        one->fate = ON_ITS_WAY;
+        fa_table_remove(&hard.table, slot);
+    }
+    unlock();
+    if (one == NULL) return false;
+    if (size != FA_ANY_SIZE && size != one->size) report("free", FA_FAULT_SIZE, block);
+    if (damage_of(one, &fault)) report("free", fault, block);
+    size_t room = (size_t)(one->close - one->open), limit = fa_the_options.cache_limit;
+    FA_UNCOUNT(large_bytes, room);
+    FA_UNCOUNT(large_live, 1);
+    if (room > limit || !close_big(one)) {
+        release_big(one);
+        return true;
+    }
+    (void)release_held(0, HELD - 1, limit - room, 0);
+    lock();
+    bool held = hard.held_count < HELD;
+    if (held) {
+        one->fate = HELD_CLOSED;
+        one->freed_at = fa_global_now();
+        one->freed_bytes = hard.freed_bytes;
+        hard.held[hard.held_count++] = (uint32_t)(one - hard.bigs);
+        hard.held_bytes += room;
+    }
+    hard.freed_bytes += room;
+    unlock();
+    if (!held) release_big(one);
+    return true;
+}
+
+/* ---- another size for a large block ------------------------------------------------------------------------------------ */
+
+/* The lock protects those who look at all records. */
+static void resize(big *one, size_t size, unsigned char *close) {
+    size_t room = (size_t)(close - one->open);
+    FA_COUNT(large_bytes, room - (size_t)(one->close - one->open));
+    fa_global_note_peak();
+    lock();
+    one->size = size;
+    one->close = close;
+    unlock();
+}
+
+static size_t rounded_up(uintptr_t address) {
+    size_t rounded, page = fa_the_heap.os->page_size();
+    return fa_align_up(address, page, &rounded) ? rounded - address : 0;
+}
+
+/* Where it stands: what is between the old and the new end is zero, and what is behind is canary. */
+static bool resize_in_place(big *one, size_t size) {
+    const fa_os *os = fa_the_heap.os;
+    unsigned char *end = one->data + one->size, *limit = one->map + one->length - os->page_size();
+    if (one->open == one->map || size > (size_t)(limit - one->data)) return false;
+    unsigned char *new_end = one->data + size, *close = new_end + rounded_up((uintptr_t)new_end), *old = one->close;
+    if (close > old) {
+        if (os->commit(old, (size_t)(close - old)) != 0) return false;
+    } else if (close < old) {
+        if (os->protect(close, (size_t)(old - close), FA_OS_NONE) != 0) return false;
+        if (os->decommit(close, (size_t)(old - close)) != 0 && os->commit(close, (size_t)(old - close)) == 0) return false;
+    }
+    unsigned char *dirty = size < one->size ? new_end : end;
+    if (dirty < close && dirty < old) memset(dirty, 0, (size_t)((close < old ? close : old) - dirty));
+    resize(one, size, close);
+    surround(one);
+    return true;
+}
+
+/* Its pages go to a mapping that has addresses to grow on. Null: nothing has changed. */
+static void *move_pages(big *one, size_t size) {
+    const fa_os *os = fa_the_heap.os;
+    size_t page = os->page_size(), room = (size_t)(one->close - one->open), phase = (size_t)(one->data - one->open), length;
+    if (os->move == NULL || one->open == one->map || room < MOVED_MIN || size > SIZE_MAX / 4) return NULL;
+    if (!fa_align_up(phase + size + size / 2, page, &length)) return NULL;
+    length += 2 * page;
+    lock();
+    big *other = new_record();
+    unlock();
+    if (other == NULL) return NULL;
+    if (!map_big(other, length, page)) {
+        lock();
+        forget_record(other);
+        unlock();
+        return NULL;
+    }
+    unsigned char *open = other->map + page, *data = open + phase, *close = data + size;
+    close += rounded_up((uintptr_t)close);
+    other->data = data;
+    other->size = size;
+    if (os->commit(open, (size_t)(close - open)) != 0) {
+        other->open = other->close = open;
+        release_big(other);
+        return NULL;
+    }
+    other->open = open;
+    other->close = close;
+    lock();
+    fa_slot *slot = fa_table_find(&hard.table, one->data);
+    one->fate = ON_ITS_WAY;
+    fa_table_take_out(&hard.table, slot);
+    unlock();
+    bool moved = os->move(one->open, room, open) == 0;
+    lock();
+    const big *now = moved ? other : one;
+    fa_table_put_back(&hard.table, now->data, (uint64_t)(now - hard.bigs));
+    hard.bigs[now - hard.bigs].fate = IN_USE;
+    unlock();
+    if (!moved) {
+        release_big(other);
+        return NULL;
+    }
+    memset(data + one->size, 0, (size_t)(one->close - one->data) - one->size); /* it was canary */
+    surround(other);
+    FA_COUNT(large_bytes, (size_t)(close - open) - room);
+    FA_COUNT(moved, 1);
+    fa_global_note_peak();
+    (void)os->release(one->map, (size_t)(one->open - one->map));
+    (void)os->release(one->close, one->length - (size_t)(one->close - one->map));
+    FA_UNCOUNT(reserved, one->length);
+    lock();
+    forget_record(one);
+    unlock();
+    return data;
+}
+
+/* ---- pointers that no block begins at ------------------------------------------------------------------------------------ */
+
+/* With the lock, or when all is lost: the mapping around an address. */
+static const big *around(const void *address) {
+    for (uint32_t i = 0; i < hard.used; i++) {
+        const big *one = &hard.bigs[i];
+        if ((one->fate == IN_USE || one->fate == HELD_CLOSED) && (uintptr_t)address - (uintptr_t)one->map < one->length) return one;
+    }
+    return NULL;
+}
+
+/* True if it is known to be somebody else's; else it is reported. */
+FA_COLD static bool is_foreign(const char *call, const void *block, const spot *at) {
+    if (at->state != NULL || fa_is_in_range(block)) {
+        refuse(call, block, at);
+        return false;
+    }
+    lock();
+    const big *one = around(block);
+    fa_fault fault = one == NULL                                        ? FA_FAULT_FOREIGN
+                     : one->fate == HELD_CLOSED && one->data == block ? FA_FAULT_FREED
+                     : one->fate == IN_USE                             ? FA_FAULT_INSIDE
+                                                                       : FA_FAULT_NOT_LIVE;
+    unlock();
+    bool known = one == NULL && fa_the_options.foreign_is_known != NULL && fa_the_options.foreign_is_known(block);
+    if (known) FA_COUNT(foreign, 1);
+    else report(call, fault, block);
+    return known;
+}
+
+bool fa_global_explain(const void *address) {
+    if (!fa_is_hardened()) return false;
+    for (int tries = 0; atomic_exchange_explicit(&hard.lock.held, 1, memory_order_acquire) != 0; tries++) {
+        if (tries == 1000) return false;
+        fa_the_heap.os->yield();
+    }
+    const big *one = around(address);
+    bool freed = one != NULL && one->fate == HELD_CLOSED, before = one != NULL && (uintptr_t)address < (uintptr_t)one->data;
+    fa_lock_give(&hard.lock);
+    if (one != NULL) report("access", freed ? FA_FAULT_GONE : before ? FA_FAULT_AHEAD : FA_FAULT_PAST, address);
+    return one != NULL;
+}
+
+/* ---- the ways in ---------------------------------------------------------------------------------------------------------- */
+
+FA_HOT void *fa_hardened_alloc(fa_heap *heap, size_t size, size_t alignment) {
+    void *block = NULL;
+    if (FA_LIKELY(size <= SMALL_MAX && alignment <= FA_PAGE)) {
+        block = alloc_small(heap, size, alignment);
+        if (FA_LIKELY(block != NULL)) return block;
+        FA_COUNT(fallbacks, 1);
+    }
+    block = alloc_big(size, fa_max(alignment, FA_CANARY));
+    return block != NULL ? block : fa_global_no_memory();
+}
+
+FA_HOT void fa_hardened_free(fa_heap *heap, void *block, size_t size) {
+    const spot at = find_spot(block);
+    if (FA_LIKELY(at.state != NULL && at.offset == 0)) {
+        (void)free_small(heap, &at, size);
+    } else if (!free_big(block, size) && is_foreign("free", block, &at) && fa_the_options.foreign_free != NULL) {
+        fa_the_options.foreign_free(block);
+    }
+}
+
+/* The size of a live block. False if there is none, and that was said. */
+static bool find_live(const char *call, const void *block, const spot *at, size_t *size) {
+    uint16_t now = at->state != NULL && at->offset == 0 ? LOAD(*at->state) : FRESH;
+    *size = (size_t)now - LIVE;
+    if (now >= LIVE) return true;
+    if (now != FRESH) {
+        report(call, FA_FAULT_FREED, block);
+        return false;
+    }
+    lock();
+    const big *one = big_of(block);
+    if (one != NULL) *size = one->size;
+    unlock();
+    return one != NULL;
+}
+
+size_t fa_hardened_usable_size(const void *block) {
+    size_t size;
+    const spot at = find_spot(block);
+    if (find_live("malloc_usable_size", block, &at, &size)) return size;
+    if (!is_foreign("malloc_usable_size", block, &at) || fa_the_options.foreign_usable_size == NULL) return 0;
+    return fa_the_options.foreign_usable_size((void *)(uintptr_t)block);
+}
+
+bool fa_hardened_owns(const void *block) {
+    const spot at = find_spot(block);
+    lock();
+    bool is_big = big_of(block) != NULL;
+    unlock();
+    return is_big || (at.state != NULL && at.offset == 0 && LOAD(*at.state) >= LIVE);
+}
+
+static bool resize_small(const spot *at, size_t old_size, size_t size) {
+    if (size > SMALL_MAX || fa_global_class(size + WORD) != at->class) return false;
+    unsigned char *end = at->start + at->size - WORD;
+    memset(at->start + fa_min(old_size, size), 0, (size_t)(end - at->start) - fa_min(old_size, size));
+    fill_slack(end, (size_t)(end - at->start) - size, slack_of(at->start));
+    STORE(*at->state, (uint16_t)(size + LIVE));
+    return true;
+}
+
+void *fa_hardened_realloc(fa_heap *heap, void *block, size_t size) {
+    const spot at = find_spot(block);
+    size_t old_size;
+    fa_fault fault;
+    if (!find_live("realloc", block, &at, &old_size)) {
+        bool known = is_foreign("realloc", block, &at) && fa_the_options.foreign_realloc != NULL;
+        return known ? fa_the_options.foreign_realloc(block, size) : fa_global_no_memory();
+    }
+    if (size > PTRDIFF_MAX) return fa_global_no_memory();
+    if (at.state != NULL) {
+        look_around("realloc", &at, old_size);
+        if (resize_small(&at, old_size, size)) return block;
+    } else {
+        lock();
+        big *one = big_of(block);
+        unlock();
+        if (damage_of(one, &fault)) report("realloc", fault, block);
+        /* It stays where it fits, unless it wastes half. */
+        if (size > SMALL_MAX && size > old_size / 2 && resize_in_place(one, size)) return block;
+        void *moved = size > old_size ? move_pages(one, size) : NULL;
+        if (moved != NULL) return moved;
+    }
+    void *moved = fa_hardened_alloc(heap, size, 1);
+    if (moved == NULL) return NULL;
+    memcpy(moved, block, fa_min(old_size, size));
+    fa_hardened_free(heap, block, old_size);
+    return moved;
+}
+
+void fa_hardened_purge(size_t now, bool all) {
+    (void)release_held(now, all ? 0 : HELD, all ? 0 : fa_the_options.cache_limit, fa_the_options.decay);
+}
+
+/* ---- looking at everything --------------------------------------------------------------------------------------------------- */
+
+/* A block that others use meanwhile may look wrong; one that is, looks wrong again. */
+static bool is_wrong(const spot *at, fa_fault *fault) {
+    for (int look = 0; look < 3; look++) {
+        uint16_t now = atomic_load_explicit(at->state, memory_order_acquire);
+        bool wrong = false;
+        if (now == FREE) {
+            *fault = FA_FAULT_WRITTEN;
+            wrong = !is_untouched(at);
+        } else if (now >= LIVE) {
+            bool after = !is_intact(at, (size_t)now - LIVE);
+            *fault = after ? FA_FAULT_OVERFLOW : FA_FAULT_UNDERFLOW;
+            wrong = after || !is_intact_before(at);
+        }
+        if (!wrong || LOAD(*at->state) != now) return false;
+    }
+    return true;
+}
+
+/* The first block of a span that is wrong, or null. */
+static const unsigned char *first_wrong(uint32_t first, fa_fault *fault) {
+    const fa_pages *pages = &fa_the_heap.pages;
+    const fa_run *run = &pages->run[first];
+    uint32_t size = fa_global_class_size(run->class);
+    for (uint32_t index = 1; index < run->blocks; index++) {
+        spot at = {.state = &hard.states[(size_t)first * PAGE_STATES + index],
+                   .start = (unsigned char *)fa_pages_address(pages, first) + (size_t)index * size,
+                   .class = run->class,
+                   .size = size};
+        if (is_wrong(&at, fault)) return at.start;
+    }
+    return NULL;
+}
+
+void fa_hardened_drop(uint32_t first) {
+    fa_fault fault;
+    const fa_run *run = &fa_the_heap.pages.run[first];
+    const unsigned char *wrong = first_wrong(first, &fault);
+    if (wrong != NULL) report("reuse", fault, wrong);
+    memset((void *)&hard.states[(size_t)first * PAGE_STATES], 0, run->blocks * sizeof(state));
+}
+
+static bool take_soon(fa_lock *one) {
+    for (int tries = 0; atomic_exchange_explicit(&one->held, 1, memory_order_acquire) != 0; tries++) {
+        if (tries == 1000) return false;
+        fa_the_heap.os->yield();
+    }
+    return true;
+}
+
+void fa_global_check(const char *call) {
+    fa_fault fault = FA_FAULT_NOT_LIVE;
+    const void *wrong = NULL;
+    const fa_pages *pages = &fa_the_heap.pages;
+    /* A signal handler that ends the process may have interrupted malloc: better no look than no end. */
+    if (!fa_is_hardened()) return;
+    if (take_soon(&fa_the_heap.pages_lock)) {
+        for (uint32_t first = pages->start; first < pages->fresh && wrong == NULL; first += pages->run[first].length)
+            if (pages->run[first].kind == FA_RUN_SPAN) wrong = first_wrong(first, &fault);
+        fa_lock_give(&fa_the_heap.pages_lock);
+    }
+    if (wrong == NULL && take_soon(&hard.lock)) {
+        for (uint32_t i = 0; i < hard.used && wrong == NULL; i++)
+            if (hard.bigs[i].fate == IN_USE && damage_of(&hard.bigs[i], &fault)) wrong = hard.bigs[i].data;
+        fa_lock_give(&hard.lock);
+    }
+    if (wrong != NULL) report(call, fault, wrong);
+}
+
+bool fa_hardened_is_valid(void) {
+    size_t live = 0, held = 0, bytes = 0, held_bytes = 0, unused = 0;
+    for (uint32_t i = 0; i < hard.used; i++) {
+        const big *one = &hard.bigs[i];
+        size_t room = (size_t)(one->close - one->open);
+        unused += one->fate == UNUSED;
+        live += one->fate == IN_USE;
+        held += one->fate == HELD_CLOSED;
+        if (one->fate == IN_USE) bytes += room;
+        if (one->fate == HELD_CLOSED) held_bytes += room;
+        if (one->fate == IN_USE && big_of(one->data) != one) return false;
+    }
+    for (uint32_t next = hard.unused; next != 0; next = hard.bigs[next - 1].next) unused--;
+    return unused == 0 && fa_table_is_valid(&hard.table) && hard.table.count == live && held == hard.held_count &&
+           held_bytes == hard.held_bytes && live == FA_COUNTED(large_live) && bytes == FA_COUNTED(large_bytes) &&
+           held_bytes == FA_COUNTED(large_cached);
+}
+
+void fa_hardened_fork_prepare(void) {
+    fa_lock_take(&hard.states_lock, fa_the_heap.os);
+    fa_lock_take(&hard.lock, fa_the_heap.os);
+}
+
+void fa_hardened_fork_parent(void) {
+    fa_lock_give(&hard.lock);
+    fa_lock_give(&hard.states_lock);
+}
