@@ -182,15 +182,17 @@ def _lock_limit() -> int | None:
     return 2**64 - 1 if limit == resource.RLIM_INFINITY else limit
 
 
-def create_manager(label: str, values: Mapping[str, Option]) -> Heap:
+def create_manager(label: str, hardened: bool, values: Mapping[str, Option]) -> Heap:
     """A heap with a locked manager; `values` are fields of fa_manager_options."""
     options = ffi.new("fa_manager_options *")
     lib.fa_manager_options_init(options)
-    options.flags |= lib.FA_LOCKED
+    options.flags |= lib.FA_LOCKED | (lib.FA_HARDENED if hardened else 0)
     _fill(options, values)
     made = _native.create_manager(int(ffi.cast("uintptr_t", options)), label, 0)
     if isinstance(made, Heap):
         return made
+    if made == lib.FA_ERR_UNSUPPORTED:
+        fail(made, f"{label}: hardened: the system gives no random bytes for canaries")
     size = f"{options.pool_blocks} blocks of {options.block_size} bytes"
     fail(made, f"{label}: cannot make a pool of {size}: {describe(made)}")
 
@@ -309,6 +311,11 @@ def _manager(heap: Heap) -> "CData":
 def manager_trim(heap: Heap, keep: int) -> None:
     """Give cached large blocks back."""
     _check(lib.fa_manager_trim(_manager(heap), keep), "trim")
+
+
+def manager_check(heap: Heap) -> None:
+    """Of a hardened manager: the first damage that is found ends the process."""
+    _check(lib.fa_manager_check(_manager(heap)), "check")
 
 
 def manager_owns(heap: Heap, address: int) -> bool:

@@ -82,6 +82,13 @@ def required(value: bool | Want | None) -> Want | None:
     return value
 
 
+def check_flag(value: object, name: str) -> bool:
+    """True or False, and nothing that is merely true."""
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"{name}: expected a bool, not {type(value).__name__}")
+    return value
+
+
 def check_name(name: object) -> str:
     """A name for messages: short and printable."""
     if not isinstance(name, str):

@@ -1,11 +1,12 @@
 """The manager from Python."""
 
+import signal
 import threading
 import weakref
 
 import numpy as np
 import pytest
-from conftest import is_valid
+from conftest import is_valid, run_python
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -278,12 +279,71 @@ def test_threads_share_a_manager() -> None:
     assert is_valid(manager)
 
 
+def test_hardened() -> None:
+    manager = fa.Manager(hardened=True)
+    assert manager.hardened
+    assert not fa.Manager().hardened
+    block = manager.malloc(100)
+    assert len(block) == 100
+    assert manager.stats().pool_blocks == 0
+    with fa.using_allocator(manager):
+        numbers = np.arange(100_000)
+        assert np.concatenate([numbers, numbers, np.zeros(0, int)]).sum() == 2 * numbers.sum()
+    manager.check()
+    empty = manager.malloc(0)
+    assert bytes(empty) == b""
+    del numbers, block, empty
+    assert (manager.live, manager.stats().requested) == (0, 0)
+    manager.check()
+    assert is_valid(manager)
+    manager.close()
+    with pytest.raises(fa.ClosedError):
+        manager.check()
+
+
+def test_only_hardened_managers_are_checked() -> None:
+    with pytest.raises(fa.UnsupportedError, match=r"^check: "):
+        fa.Manager().check()
+    with pytest.raises(fa.ArgumentTypeError, match=r"^hardened: expected a bool, not int$"):
+        fa.Manager(hardened=1)  # type: ignore[arg-type]
+
+
+OVERRUN = "which was overrun at its end, in manager"
+MISUSES = {
+    "ctypes.memset(address + 100, 0, 1); block.free()": ("free", OVERRUN),
+    "ctypes.memset(address - 1, 0, 1); block.free()": ("free", "which was overrun before its beginning, in manager"),
+    "ctypes.memset(address, 1, 1000); manager.check()": ("check", OVERRUN),
+    "ctypes.memset(address + 100, 0, 1); manager.realloc(block, 5000)": ("realloc", OVERRUN),
+    "block.free(); ctypes.memset(address + 50, 1, 1); manager.check()": (
+        "check",
+        "which was written to after it was freed, in manager",
+    ),
+    "ctypes.memset(address + 100, 0, 1); del block, manager": ("free", OVERRUN),
+}
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_misuse_of_a_hardened_manager_ends_the_process(misuse: str) -> None:
+    done = run_python(
+        "import ctypes, fastalloc as fa\n"
+        "manager = fa.Manager(hardened=True)\n"
+        "block = manager.malloc(100)\n"
+        "address = block.address\n"
+        "print(hex(address), flush=True)\n" + misuse
+    )
+    assert done.returncode == -signal.SIGABRT, done.stderr
+    call, fault = MISUSES[misuse]
+    assert done.stderr == f"fastalloc: {call} of {done.stdout.strip()}, {fault}\n"
+
+
 class ManagerMachine(RuleBasedStateMachine):
     """Any sequence of calls: what is alive keeps its contents, and nothing overlaps."""
 
+    hardened = False
+
     def __init__(self) -> None:
         super().__init__()
-        self.manager = fa.Manager(pool_blocks=8, large_size="16KiB", cache="64KiB")
+        self.manager = fa.Manager(pool_blocks=8, large_size="16KiB", cache="64KiB", hardened=self.hardened)
         self.alive: list[tuple[fa.Block, int]] = []
         self.number = 0
 
@@ -336,7 +396,16 @@ class ManagerMachine(RuleBasedStateMachine):
             assert (block.array() == number).all()
         assert self.manager.live == len(self.alive)
         assert is_valid(self.manager)
+        if self.hardened:
+            self.manager.check()
+
+
+class HardenedMachine(ManagerMachine):
+    hardened = True
 
 
 TestManagerMachine = ManagerMachine.TestCase
-TestManagerMachine.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestHardenedMachine = HardenedMachine.TestCase
+TestManagerMachine.settings = TestHardenedMachine.settings = settings(
+    max_examples=30, stateful_step_count=30, deadline=None
+)

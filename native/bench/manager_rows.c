@@ -23,12 +23,12 @@ typedef struct churn {
     bool planned, filled;
 } churn;
 
-typedef enum churner { OURS, PEER, PEER_ZEROING, STACK, STACK_ZEROING } churner;
+typedef enum churner { OURS, HARDENED, PEER, PEER_ZEROING, STACK, STACK_ZEROING } churner;
 static limit_stack stack;
 
 static inline unsigned char *churn_alloc(churn *self, churner who, uint32_t size) {
     unsigned char *block;
-    if (who == OURS) block = fa_malloc(self->manager, size);
+    if (who == OURS || who == HARDENED) block = fa_malloc(self->manager, size);
     else if (who == STACK || who == STACK_ZEROING) block = limit_stack_pop(&stack);
     else block = malloc(size);
     VERIFY(block != NULL);
@@ -37,13 +37,22 @@ static inline unsigned char *churn_alloc(churn *self, churner who, uint32_t size
 }
 
 static inline void churn_free(churn *self, churner who, void *block, uint32_t size) {
-    if (who == OURS) fa_free(self->manager, block);
+    if (who == OURS || who == HARDENED) fa_free(self->manager, block);
     else if (who == STACK) limit_stack_push(&stack, block);
     else if (who == STACK_ZEROING) limit_stack_zero_push(&stack, block);
     else {
         if (who == PEER_ZEROING) limit_zero(block, size);
         free(block);
     }
+}
+
+static fa_manager *churn_manager(bool hardened) {
+    fa_manager_options options;
+    fa_manager_options_init(&options);
+    if (hardened) options.flags |= FA_HARDENED;
+    fa_manager *manager = fa_manager_create(&options, NULL);
+    VERIFY(manager != NULL);
+    return manager;
 }
 
 static void churn_plan(churn *self, bool mixed) {
@@ -70,7 +79,7 @@ static void churn_check(const churn *self) {
 static inline __attribute__((always_inline)) void churn_run(timing *time, churn *self, churner who, bool mixed) {
     if (!self->planned) churn_plan(self, mixed);
     if (!self->filled) {
-        if (who == OURS) VERIFY((self->manager = fa_manager_create(NULL, NULL)) != NULL);
+        if (who == OURS || who == HARDENED) self->manager = churn_manager(who == HARDENED);
         for (size_t i = 0; i < LIVE; i++) self->block[i] = churn_alloc(self, who, self->size[i] = self->wanted[i]);
         self->filled = true;
     }
@@ -85,7 +94,9 @@ static inline __attribute__((always_inline)) void churn_run(timing *time, churn 
     self->position += CHURN;
     churn_check(self);
     fa_manager_stats stats;
-    if (who == OURS) VERIFY(fa_manager_get_stats(self->manager, &stats) == FA_OK && stats.live == LIVE);
+    if (who == OURS || who == HARDENED)
+        VERIFY(fa_manager_get_stats(self->manager, &stats) == FA_OK && stats.live == LIVE);
+    if (who == HARDENED) VERIFY(fa_manager_check(self->manager) == FA_OK);
 }
 
 #define CHURN_JOB(name, who, mixed)                                                                                    \
@@ -94,9 +105,11 @@ static inline __attribute__((always_inline)) void churn_run(timing *time, churn 
         churn_run(time, &self, who, mixed);                                                                            \
     }
 CHURN_JOB(churn_small_ours, OURS, false)
+CHURN_JOB(churn_small_hardened, HARDENED, false)
 CHURN_JOB(churn_small_peer, PEER, false)
 CHURN_JOB(churn_small_peer_zeroing, PEER_ZEROING, false)
 CHURN_JOB(churn_mixed_ours, OURS, true)
+CHURN_JOB(churn_mixed_hardened, HARDENED, true)
 CHURN_JOB(churn_mixed_peer, PEER, true)
 CHURN_JOB(churn_mixed_peer_zeroing, PEER_ZEROING, true)
 
@@ -345,20 +358,24 @@ const bench_row manager_rows[] = {
      .operations = CHURN,
      .repeats = 15,
      .jobs = {{"ours", churn_small_ours, false},
+              {"ours, hardened", churn_small_hardened, false},
               {"limit", churn_small_limit_zeroing, false},
               {"limit, no zeroing", churn_small_limit, false},
               {"", churn_small_peer, true},
               {" + memset", churn_small_peer_zeroing, true}},
-     .targets = {{AT_MOST_TIMES, "ours", "mimalloc", 1}, {AT_MOST_TIMES, "ours", "mimalloc + memset", 1}}},
+     .targets = {{AT_MOST_TIMES, "ours", "mimalloc", 1}, {AT_MOST_TIMES, "ours", "mimalloc + memset", 1},
+                 {AT_MOST_TIMES, "ours, hardened", "ours", 1.5}}},
     {.name = "churn of 1 B-1 KiB with 1 % of 8-64 KiB, 4,096 live: free + malloc",
      .id = "churn-mixed",
      .operations = CHURN,
      .repeats = 15,
      .jobs = {{"ours", churn_mixed_ours, false},
+              {"ours, hardened", churn_mixed_hardened, false},
               {"limit", churn_mixed_zeroing, false},
               {"", churn_mixed_peer, true},
               {" + memset", churn_mixed_peer_zeroing, true}},
-     .targets = {{AT_MOST_TIMES, "ours", "mimalloc", 1.3}, {AT_MOST_TIMES, "ours", "mimalloc + memset", 1.3}}},
+     .targets = {{AT_MOST_TIMES, "ours", "mimalloc", 1.3}, {AT_MOST_TIMES, "ours", "mimalloc + memset", 1.3},
+                 {AT_MOST_TIMES, "ours, hardened", "ours", 1.5}}},
     MANY_ROW("malloc", "many-malloc", alloc, {AT_MOST_TIMES, "ours", "glibc", 1}),
     MANY_ROW("free", "many-free", free, {AT_MOST_TIMES, "ours", "glibc", 1}, {AT_MOST_TIMES, "ours", "glibc + memset", 1}),
     MANY_ROW("both", "many", total, {AT_MOST_TIMES, "ours", "glibc", 1}, {AT_MOST_TIMES, "ours", "glibc + memset", 1}),

@@ -8,7 +8,7 @@
 typedef struct state {
     fa_manager *manager;
     size_t limit, large_size, cache_limit;
-    bool closed;
+    bool closed, hardened;
     corruption_note note;
     model blocks;
     input from;
@@ -77,6 +77,27 @@ static void resize(state *self) {
     model_add(&self->blocks, moved, size, aligned ? alignment : 0);
 }
 
+/* A hardened block that had to stay where it is, because nothing could be had, keeps its old size. */
+static bool may_stay(const state *self) { return self->hardened && (self->closed || fault.failed || fault.largest != 0); }
+
+/* A byte of a canary: in front, or behind where no guard page may be. */
+static void overrun(state *self) {
+    const int before = self->note.count;
+    const model_block block = model_remove(&self->blocks, 0);
+    if (block.size == 0) {
+        fa_free(self->manager, block.address);
+        return;
+    }
+    const bool in_front = self->choice % 8 == 1;
+    unsigned char *at = in_front ? block.address - 1 - next_byte(&self->from) % 16 : block.address + block.size;
+    if (!in_front && (block.size % 16 == 0 || block.alignment > 16)) at = block.address - 1; /* behind it may be a guard page */
+    *at ^= 0xFF;
+    if (self->choice % 16 < 8) CHECK(fa_manager_check(self->manager) == FA_ERR_CORRUPT && self->note.count == before + 1);
+    fa_free(self->manager, block.address);
+    CHECK(self->note.count > before && strstr(self->note.message, "was overrun") != NULL);
+    CHECK(fa_manager_check(self->manager) == FA_OK);
+}
+
 static void misuse(state *self) {
     const int before = self->note.count;
     CHECK(fa_manager_try_free(self->manager, &self->note) == FA_ERR_FOREIGN);
@@ -92,6 +113,7 @@ static void misuse(state *self) {
             CHECK(!fa_owns(self->manager, inside));
         }
     }
+    if (self->hardened && !may_stay(self) && self->blocks.count > 0 && self->choice % 4 == 1) overrun(self);
     if (self->blocks.count > 0 && self->choice % 2 == 0) { /* twice */
         const model_block block = model_remove(&self->blocks, 0);
         fa_free(self->manager, block.address);
@@ -143,6 +165,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     fa_manager_options_init(&options);
     options.os = &os;
     options.flags = pool / 16 % 2 == 0 ? FA_LOCKED : 0;
+    self.hardened = pool % 16 == 15; /* block size and pool mean nothing to it */
+    if (self.hardened) options.flags |= FA_HARDENED;
     options.block_size = block_sizes[pool % 4];
     options.pool_blocks = pools[pool / 4 % 4];
     options.large_size = self.large_size = large_sizes[rest % 4];
@@ -154,7 +178,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     fa_status status = FA_ERR_BUSY;
     self.manager = fa_manager_create(&options, &status);
     if (self.manager == NULL) {
-        CHECK((fault.failed || fault.largest != 0) && status == FA_ERR_NOMEM);
+        CHECK((fault.failed || fault.largest != 0) && (status == FA_ERR_NOMEM || (self.hardened && status == FA_ERR_UNSUPPORTED)));
         CHECK(fault.mapped == 0 && fault.blocks == 0);
         return 0;
     }
@@ -163,7 +187,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         step(&self);
         CHECK(fa_manager_is_valid(self.manager));
         const fa_manager_stats stats = manager_stats(self.manager);
-        CHECK(stats.live == self.blocks.count && stats.requested == model_bytes(&self.blocks));
+        CHECK(stats.live == self.blocks.count && stats.requested >= model_bytes(&self.blocks));
+        CHECK(stats.requested == model_bytes(&self.blocks) || may_stay(&self));
         CHECK(stats.allocated - stats.freed == stats.live && stats.used >= stats.requested && stats.peak >= stats.used);
         CHECK(stats.cached <= self.cache_limit && (self.limit == 0 || stats.requested <= self.limit));
         if (steps % 8 == 7) model_check(&self.blocks);
@@ -174,6 +199,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         fa_free(self.manager, block.address);
     }
     CHECK(fa_manager_is_valid(self.manager));
+    CHECK(fa_manager_check(self.manager) == (self.hardened ? FA_OK : FA_ERR_UNSUPPORTED));
     fa_manager_destroy(self.manager);
     CHECK(fault.mapped == 0 && fault.blocks == 0);
     return 0;

@@ -118,7 +118,8 @@ typedef enum fa_seal {
 
 typedef enum fa_flags {
     FA_TRACKED = 1, /* arenas: reset and rewind refuse, with FA_ERR_BUSY, to release live blocks */
-    FA_LOCKED = 2   /* managers: any thread may use it at any time */
+    FA_LOCKED = 2,  /* managers: any thread may use it at any time */
+    FA_HARDENED = 4 /* managers: misuse is prevented or reported by kind, see the manager */
 } fa_flags;
 
 typedef struct fa_arena fa_arena;
@@ -155,7 +156,7 @@ typedef struct fa_arena_options {
 
 typedef struct fa_manager_options {
     size_t struct_size;              /* set by fa_manager_options_init */
-    unsigned flags;                  /* FA_LOCKED or 0 */
+    unsigned flags;                  /* FA_LOCKED, FA_HARDENED, both, or 0 */
     size_t block_size;               /* bytes in a block of the pool: a multiple of 16, at most 8 KiB; 128 */
     size_t pool_blocks;              /* blocks in the pool; 0 for none; 8192 */
     size_t large_size;               /* from this size on, blocks are mapped and cached: above 8 KiB, up to 1 GiB; 64 KiB */
@@ -318,6 +319,15 @@ FA_API fa_status fa_arena_get_protection(const fa_arena *arena, fa_protection *p
 
 /* ---- the manager ----------------------------------------------------------------------------------------------- */
 
+/*
+ * FA_HARDENED, for programs that are not trusted to use memory well. Blocks come from slabs, each between canaries, and
+ * above 8 KiB from mappings of their own, each between guard pages; there is no pool, and a block has exactly the bytes
+ * that were asked for. Freed blocks are zero and wait before they are used again, at random. What is found when a
+ * block is freed, resized or reused, by fa_manager_check, and at the end, goes to `on_corruption`, by kind: a block freed before,
+ * a pointer into a block, not aligned, not of here; a block overrun before its beginning or at its end, or written to after
+ * it was freed. A touch of a guard page, of a freed block above 8 KiB, or of a block of 0 bytes kills the process.
+ * Above 8 KiB a block takes two system calls and two of the kernel's 65,530 mappings.
+ */
 FA_API void fa_manager_options_init(fa_manager_options *options);
 FA_API fa_manager *fa_manager_create(const fa_manager_options *options, fa_status *status); /* null options: defaults */
 
@@ -332,11 +342,14 @@ FA_API void *fa_aligned_alloc(fa_manager *manager, size_t alignment, size_t size
 FA_API void *fa_realloc(fa_manager *manager, void *block, size_t size);
 FA_API void fa_free(fa_manager *manager, void *block);
 
-/* Bytes that may be used at `block`; 0 if it is not a live block of this manager. */
+/* Bytes that may be used at `block`; 0 if it is not a live block of this manager, or one of 0 bytes of a hardened one. */
 FA_API size_t fa_usable_size(const fa_manager *manager, const void *block);
 
 /* Whether `pointer` is a live block of this manager. */
 FA_API bool fa_owns(const fa_manager *manager, const void *pointer);
+
+/* Of a hardened manager: FA_ERR_CORRUPT if a block is damaged, after the first one was reported. Reads all it has ever used. */
+FA_API fa_status fa_manager_check(fa_manager *manager);
 
 /* Gives cached large blocks and empty slabs back to the system, all but `keep` bytes of them. */
 FA_API fa_status fa_manager_trim(fa_manager *manager, size_t keep);

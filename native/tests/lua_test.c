@@ -39,17 +39,21 @@ static const char script[] =
     "collectgarbage()\n"
     "return sum\n";
 
+/* As `pool_blocks`: a hardened manager. */
+#define HARDENED SIZE_MAX
+
 static fa_manager *manager_of(size_t limit, size_t pool_blocks) {
     fa_manager_options options;
     fa_manager_options_init(&options);
     options.limit = limit;
+    if (pool_blocks == HARDENED) options.flags = FA_HARDENED;
     options.pool_blocks = pool_blocks;
     return manager_with(&options);
 }
 
 TEST(a_real_script_runs_and_nothing_is_left) {
-    const size_t pools[] = {8192, 50, 0};
-    for (size_t i = 0; i < 3; i++) {
+    const size_t pools[] = {8192, 50, 0, HARDENED};
+    for (size_t i = 0; i < 4; i++) {
         fa_manager *manager = manager_of(0, pools[i]);
         lua_State *lua = lua_newstate(fa_lua_alloc, manager);
         CHECK(lua != NULL);
@@ -67,8 +71,8 @@ TEST(a_real_script_runs_and_nothing_is_left) {
     }
 }
 
-TEST(lua_agrees_on_how_much_memory_it_has) {
-    fa_manager *manager = manager_of(0, 8192);
+static void agrees_with_lua(size_t pool_blocks) {
+    fa_manager *manager = manager_of(0, pool_blocks);
     lua_State *lua = lua_newstate(fa_lua_alloc, manager);
     luaL_openlibs(lua);
     CHECK(!luaL_dostring(lua, script));
@@ -78,8 +82,11 @@ TEST(lua_agrees_on_how_much_memory_it_has) {
     fa_manager_destroy(manager);
 }
 
-TEST(a_limit_gives_luas_own_not_enough_memory) {
-    fa_manager *manager = manager_of(MIB, 8192);
+TEST(lua_agrees_on_how_much_memory_it_has) { agrees_with_lua(8192); }
+TEST(lua_agrees_on_how_much_memory_it_has_hardened) { agrees_with_lua(HARDENED); }
+
+static void runs_out_of_memory(size_t pool_blocks) {
+    fa_manager *manager = manager_of(MIB, pool_blocks);
     lua_State *lua = lua_newstate(fa_lua_alloc, manager);
     CHECK(lua != NULL);
     luaL_openlibs(lua);
@@ -95,6 +102,9 @@ TEST(a_limit_gives_luas_own_not_enough_memory) {
     CHECK(manager_stats(manager).live == 0);
     fa_manager_destroy(manager);
 }
+
+TEST(a_limit_gives_luas_own_not_enough_memory) { runs_out_of_memory(8192); }
+TEST(a_limit_gives_luas_own_not_enough_memory_hardened) { runs_out_of_memory(HARDENED); }
 
 TEST(a_state_that_does_not_fit_is_not_created) {
     fa_manager *manager = manager_of(100, 8192);

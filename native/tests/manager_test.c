@@ -65,7 +65,7 @@ static void refuse(const fa_manager_options *options) {
         }                                                                                                              \
     }
 REFUSES(struct_size, struct_size, size_t, 0, 1, sizeof(size_t), SIZE_MAX)
-REFUSES(flags, flags, unsigned, FA_TRACKED, 4, 1U << 31)
+REFUSES(flags, flags, unsigned, FA_TRACKED, 8, 1U << 31)
 REFUSES(block_size, block_size, size_t, 1, 8, 15, 24, 100, 8 * KIB + 16, SIZE_MAX, TOP_BIT)
 
 TEST(an_absurd_pool_is_refused) {

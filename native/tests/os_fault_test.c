@@ -336,25 +336,26 @@ TEST(zeroed_memory_is_zero_after_a_trim_that_gave_nothing_back) {
 
 /* ---- managers ---------------------------------------------------------------------------------------------------- */
 
-static void manager_scenario(const fa_os *os) {
+static void run_manager(const fa_os *os, unsigned flags) {
     static const size_t sizes[] = {32, 128, 1000, 70 * KIB, 200 * KIB, 500 * KIB, 100, 20000};
-    enum { COUNT = 24 };
+    enum { MOST = 24 };
+    const size_t count = (flags & FA_HARDENED) != 0 ? MOST / 2 : MOST; /* with many more calls */
     fa_manager_options options;
     fa_manager_options_init(&options);
     options.os = os;
     options.pool_blocks = 4;
     options.cache_limit = 600 * KIB;
-    options.flags = FA_LOCKED;
+    options.flags = FA_LOCKED | flags;
     fa_status status = FA_OK;
     fa_manager *manager = fa_manager_create(&options, &status);
     if (manager == NULL) {
-        CHECK(fault.failed && status == FA_ERR_NOMEM);
+        CHECK(fault.failed && status == (fault.kind == RANDOM ? FA_ERR_UNSUPPORTED : FA_ERR_NOMEM));
         return;
     }
-    unsigned char *blocks[COUNT];
-    size_t held[COUNT], live = 0;
+    unsigned char *blocks[MOST];
+    size_t held[MOST], live = 0;
     for (size_t round = 0; round < 2; round++) {
-        for (size_t i = 0; i < COUNT; i++) {
+        for (size_t i = 0; i < count; i++) {
             held[i] = sizes[(i + round) % 8];
             blocks[i] = i % 5 == 0   ? fa_calloc(manager, 1, held[i])
                         : i % 7 == 0 ? fa_aligned_alloc(manager, 4096, held[i])
@@ -364,7 +365,7 @@ static void manager_scenario(const fa_os *os) {
             live += blocks[i] != NULL;
             CHECK(fa_manager_is_valid(manager) && manager_stats(manager).live == live);
         }
-        for (size_t i = 0; i < COUNT; i++) {
+        for (size_t i = 0; i < count; i++) {
             if (blocks[i] == NULL) continue;
             const size_t size = sizes[(i * 5 + 3) % 8];
             unsigned char *moved = fa_realloc(manager, blocks[i], size);
@@ -377,7 +378,7 @@ static void manager_scenario(const fa_os *os) {
             }
             CHECK(is_filled(blocks[i], held[i], i) && fa_manager_is_valid(manager));
         }
-        for (size_t i = 0; i < COUNT; i++) {
+        for (size_t i = 0; i < count; i++) {
             if (blocks[i] == NULL) continue;
             CHECK(is_filled(blocks[i], held[i], i));
             if (round == 1 && i % 2 == 0) continue; /* left to destroy */
@@ -391,6 +392,11 @@ static void manager_scenario(const fa_os *os) {
     fa_manager_destroy(manager);
 }
 
+static void manager_scenario(const fa_os *os) { run_manager(os, 0); }
+static void hardened_scenario(const fa_os *os) { run_manager(os, FA_HARDENED); }
+
+TEST(a_hardened_manager_survives_every_fault) { run_with_every_fault(hardened_scenario, true); }
+TEST(a_hardened_manager_survives_every_fault_where_commits_cost) { run_with_every_fault(hardened_scenario, false); }
 TEST(a_manager_survives_every_fault) { run_with_every_fault(manager_scenario, true); }
 TEST(a_manager_survives_every_fault_where_commits_cost) { run_with_every_fault(manager_scenario, false); }
 

@@ -348,7 +348,9 @@ static void run_manager(size_t pool_blocks, size_t limit, unsigned flags) {
             CHECK(stats.live == blocks.count && stats.requested == model_requested(&blocks));
             CHECK(stats.allocated - stats.freed == stats.live && stats.used >= stats.requested);
             CHECK(stats.cached <= 2 * MIB && (limit == 0 || stats.requested <= limit));
-            if (step % 50 == 0) model_check(&blocks);
+            if (step % 50 != 0) continue;
+            model_check(&blocks);
+            if ((flags & FA_HARDENED) != 0) CHECK(fa_manager_check(manager) == FA_OK);
         }
         model_check(&blocks);
         fa_manager_destroy(manager);
@@ -358,6 +360,8 @@ static void run_manager(size_t pool_blocks, size_t limit, unsigned flags) {
 TEST(managers_hold_against_the_model) { run_manager(8192, 0, 0); }
 TEST(managers_with_a_small_pool_hold_against_the_model) { run_manager(8, 0, FA_LOCKED); }
 TEST(managers_without_a_pool_hold_against_the_model) { run_manager(0, 0, 0); }
+TEST(hardened_managers_hold_against_the_model) { run_manager(8192, 0, FA_HARDENED); }
+TEST(hardened_managers_with_a_limit_hold_against_the_model) { run_manager(0, 300000, FA_HARDENED | FA_LOCKED); }
 TEST(managers_with_a_limit_hold_against_the_model) { run_manager(16, 300000, 0); }
 
 int main(int argc, char **argv) { return tap_main(argc, argv); }

@@ -197,15 +197,17 @@ TEST(stress_of_a_scratch_arena) { run_arena(FA_SCRATCH, 0); }
 TEST(stress_of_a_tracked_scratch_arena) { run_arena(FA_SCRATCH, FA_TRACKED); }
 TEST(stress_of_a_polynomial_arena) { run_arena(FA_POLYNOMIAL, 0); }
 TEST(stress_of_a_witness_arena) { run_arena(FA_WITNESS, FA_TRACKED); }
-TEST(stress_of_a_locked_manager) {
+static void run_manager(unsigned flags) {
     fa_manager_options options;
     fa_manager_options_init(&options);
-    options.flags = FA_LOCKED;
+    options.flags = FA_LOCKED | flags;
     options.pool_blocks = 512;
     options.cache_limit = 2 * MIB;
     fa_manager *manager = manager_with(&options);
     run_teams((arena_or_manager){.manager = manager});
     fa_manager_destroy(manager);
 }
+TEST(stress_of_a_locked_manager) { run_manager(0); }
+TEST(stress_of_a_hardened_manager) { run_manager(FA_HARDENED); }
 
 int main(int argc, char **argv) { return tap_main(argc, argv); }

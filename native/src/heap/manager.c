@@ -23,6 +23,7 @@
  */
 #include "manager.h"
 
+#include "manager_hardened.h"
 #include "mem/cache.h"
 #include "mem/lock.h"
 #include "mem/pool.h"
@@ -68,6 +69,8 @@ struct fa_manager {
     fa_table table;
     uint64_t large, cache_hits, moved, failures;
     uint64_t large_bytes; /* mapped by live large blocks */
+    size_t small_end;     /* one more than the largest block that pool and slabs may hold; 0 if hardened */
+    fa_hardened *hardened; /* null, or what does all the work: pool, slabs, table and cache are empty then */
     fa_reporter reporter;
     fa_cache cache;
     size_t mapped; /* bytes of this struct's own mapping */
@@ -162,12 +165,13 @@ static void *small_alloc(fa_manager *manager, size_t size, uint32_t class, bool 
 
 /* Any small block, or null: managers that are locked or limited, the pool's first round, a magazine that is empty. */
 FA_APART static void *malloc_anywhere(fa_manager *manager, size_t size) {
-    if (FA_LIKELY(size <= FA_SLAB_MAX)) {
+    if (FA_LIKELY(size < manager->small_end)) {
         lock(manager);
         void *block = small_alloc(manager, size, fa_slab_class(size), size <= manager->pool.block_size, 0);
         unlock(manager);
         if (FA_LIKELY(block != NULL)) return block;
     }
+    if (manager->hardened != NULL) return fa_hardened_alloc(manager->hardened, FA_MIN_ALIGNMENT, size);
     return alloc_slow(manager, FA_MIN_ALIGNMENT, size, false, 0);
 }
 
@@ -204,10 +208,15 @@ fa_status fa_manager_try_free(fa_manager *manager, void *block) {
     return FA_LIKELY(in_pool || in_slabs) ? status : free_slow(manager, block);
 }
 
+FA_COLD static void report(const fa_manager *manager, const char *call, fa_status status, const void *block) {
+    if (manager->hardened != NULL) fa_hardened_report(manager->hardened, call, block);
+    else fa_report(&manager->reporter, call, status, block);
+}
+
 /* Locked managers, full magazines, what is in neither pool nor slabs, and what is no block. */
 FA_APART static void free_anywhere(fa_manager *manager, void *block) {
     fa_status status = block == NULL ? FA_OK : fa_manager_try_free(manager, block);
-    if (FA_UNLIKELY(status != FA_OK)) fa_report(&manager->reporter, "free", status, block);
+    if (FA_UNLIKELY(status != FA_OK)) report(manager, "free", status, block);
 }
 
 /* Blocks of a slab, else anywhere. */
@@ -244,7 +253,7 @@ void fa_manager_options_init(fa_manager_options *options) {
 }
 
 static bool options_are_valid(const fa_manager_options *options) {
-    if (options->struct_size != sizeof *options || (options->flags & ~(unsigned)FA_LOCKED) != 0) return false;
+    if (options->struct_size != sizeof *options || (options->flags & ~(unsigned)(FA_LOCKED | FA_HARDENED)) != 0) return false;
     if (options->block_size == 0 || options->block_size % 16 != 0 || options->block_size > FA_SLAB_MAX)
         return false;
     return options->large_size > FA_SLAB_MAX && options->large_size <= MAX_LARGE_SIZE;
@@ -262,8 +271,9 @@ fa_manager *fa_manager_create(const fa_manager_options *options, fa_status *stat
     if (!options_are_valid(options)) return NULL;
 
     const fa_os *os = options->os != NULL ? options->os : fa_os_platform();
+    bool hardened = (options->flags & FA_HARDENED) != 0;
     fa_pool pool;
-    *status = fa_pool_create(&pool, os, options->block_size, options->pool_blocks);
+    *status = fa_pool_create(&pool, os, options->block_size, hardened ? 0 : options->pool_blocks);
     if (*status != FA_OK) return NULL;
     size_t mapped = 0;
     void *memory = NULL;
@@ -278,13 +288,14 @@ fa_manager *fa_manager_create(const fa_manager_options *options, fa_status *stat
     }
     fa_manager *manager = memory;
     manager->pool = pool;
-    manager->locked = (options->flags & FA_LOCKED) != 0;
+    manager->locked = (options->flags & FA_LOCKED) != 0 && !hardened; /* which has a lock of its own */
     manager->large_size = options->large_size;
     const uint64_t limit = options->limit;
     manager->limit = limit != 0 && limit < MAX_LIMIT ? (int64_t)limit : (int64_t)MAX_LIMIT;
     manager->headroom = manager->limit;
-    manager->quick = manager->locked || limit != 0 ? 0 : options->block_size + 1;
+    manager->quick = manager->locked || hardened || limit != 0 ? 0 : options->block_size + 1;
     manager->quick_blocks = manager->locked || !fa_can_wipe_pair(options->block_size) ? 0 : pool.count;
+    manager->small_end = hardened ? 0 : FA_SLAB_MAX + 1;
     manager->os = os;
     manager->mapped = mapped;
     manager->cache.limit = options->cache_limit;
@@ -296,7 +307,10 @@ fa_manager *fa_manager_create(const fa_manager_options *options, fa_status *stat
                                       .context = options->corruption_context,
                                       .heap = "manager",
                                       .name = ""};
-    return manager;
+    if (hardened) *status = fa_hardened_create(&manager->hardened, options, &manager->reporter, manager->limit);
+    if (*status == FA_OK) return manager;
+    (void)os->release(manager, mapped);
+    return NULL;
 }
 
 /* ---- blocks outside the pool ------------------------------------------------------------------------------------- */
@@ -435,6 +449,7 @@ static void *alloc_small(fa_manager *manager, size_t alignment, size_t size, siz
 }
 
 FA_COLD static void *alloc_slow(fa_manager *manager, size_t alignment, size_t size, bool zeroed, size_t credit) {
+    if (manager->hardened != NULL) return fa_hardened_alloc(manager->hardened, alignment, size);
     void *block = size <= FA_SLAB_MAX ? alloc_small(manager, alignment, size, credit) : NULL;
     if (block == NULL && size < manager->large_size)
         block = alloc_fallback(manager, alignment, size, zeroed, credit);
@@ -465,6 +480,7 @@ static void retire(fa_manager *manager, void *address, found block) {
 }
 
 FA_COLD static fa_status free_slow(fa_manager *manager, void *address) {
+    if (manager->hardened != NULL) return fa_hardened_free(manager->hardened, address);
     lock(manager);
     fa_slot *slot = fa_table_find(&manager->table, address);
     found block = {0};
@@ -580,6 +596,7 @@ void *fa_manager_try_realloc(fa_manager *manager, void *address, size_t alignmen
     *status = FA_ERR_INVALID;
     if (!fa_is_power_of_two(alignment) || alignment > FA_MAX_ALIGNMENT) return NULL;
     alignment = fa_max(alignment, FA_MIN_ALIGNMENT);
+    if (manager->hardened != NULL) return fa_hardened_realloc(manager->hardened, address, alignment, size, status);
     lock(manager);
     *status = look_up(manager, address, &block);
     bool in_place = *status == FA_OK && stays(manager, address, &block, size) &&
@@ -619,7 +636,7 @@ void *fa_realloc(fa_manager *manager, void *block, size_t size) {
     }
     fa_status status;
     void *moved = fa_manager_try_realloc(manager, block, FA_MIN_ALIGNMENT, size, &status);
-    if (status == FA_ERR_CORRUPT || status == FA_ERR_FOREIGN) fa_report(&manager->reporter, "realloc", status, block);
+    if (status == FA_ERR_CORRUPT || status == FA_ERR_FOREIGN) report(manager, "realloc", status, block);
     return moved;
 }
 
@@ -627,6 +644,8 @@ void *fa_realloc(fa_manager *manager, void *block, size_t size) {
 
 size_t fa_usable_size(const fa_manager *manager, const void *address) {
     found block;
+    size_t size;
+    if (manager->hardened != NULL) return fa_hardened_size(manager->hardened, address, &size) ? size : 0;
     lock(manager);
     bool live = look_up((fa_manager *)(uintptr_t)manager, address, &block) == FA_OK;
     unlock(manager);
@@ -635,13 +654,20 @@ size_t fa_usable_size(const fa_manager *manager, const void *address) {
 
 bool fa_owns(const fa_manager *manager, const void *pointer) {
     found block;
+    size_t size;
+    if (manager->hardened != NULL) return fa_hardened_size(manager->hardened, pointer, &size);
     lock(manager);
     bool live = look_up((fa_manager *)(uintptr_t)manager, pointer, &block) == FA_OK;
     unlock(manager);
     return live;
 }
 
+fa_status fa_manager_check(fa_manager *manager) {
+    return manager->hardened != NULL ? fa_hardened_check(manager->hardened) : FA_ERR_UNSUPPORTED;
+}
+
 fa_status fa_manager_trim(fa_manager *manager, size_t keep) {
+    if (manager->hardened != NULL) return fa_hardened_trim(manager->hardened, keep);
     fa_evicted evicted;
     evicted.count = 0;
     uint64_t now = manager->os->milliseconds();
@@ -654,6 +680,10 @@ fa_status fa_manager_trim(fa_manager *manager, size_t keep) {
 }
 
 fa_status fa_manager_get_stats(const fa_manager *manager, fa_manager_stats *stats) {
+    if (manager->hardened != NULL) {
+        fa_hardened_get_stats(manager->hardened, stats);
+        return FA_OK;
+    }
     lock(manager);
     uint64_t touched = (uint64_t)manager->pool.used * manager->pool.block_size;
     uint64_t slabs = (uint64_t)manager->slabs.resident << FA_SPAN_LOG2;
@@ -683,6 +713,7 @@ fa_status fa_manager_get_stats(const fa_manager *manager, fa_manager_stats *stat
 }
 
 void fa_manager_close(fa_manager *manager) {
+    if (manager->hardened != NULL) fa_hardened_close(manager->hardened);
     lock(manager);
     manager->closed = true;
     manager->quick = 0;
@@ -690,6 +721,7 @@ void fa_manager_close(fa_manager *manager) {
 }
 
 uint64_t fa_manager_restart_peak(fa_manager *manager, uint64_t *used_now) {
+    if (manager->hardened != NULL) return fa_hardened_restart_peak(manager->hardened, used_now);
     lock(manager);
     uint64_t peak = manager->peak;
     *used_now = manager->peak = used(manager);
@@ -701,6 +733,7 @@ uint64_t fa_manager_restart_peak(fa_manager *manager, uint64_t *used_now) {
 void fa_manager_destroy(fa_manager *manager) {
     if (manager == NULL) return;
     const fa_os *os = manager->os;
+    if (manager->hardened != NULL) fa_hardened_destroy(manager->hardened);
     size_t position = 0;
     for (fa_slot *slot = fa_table_next(&manager->table, &position); slot != NULL;
          slot = fa_table_next(&manager->table, &position)) {
@@ -717,9 +750,17 @@ void fa_manager_destroy(fa_manager *manager) {
     (void)os->release(manager, manager->mapped);
 }
 
-void fa_manager_fork_prepare(fa_manager *manager) { lock(manager); }
-void fa_manager_fork_parent(fa_manager *manager) { unlock(manager); }
-void fa_manager_fork_child(fa_manager *manager) { unlock(manager); }
+void fa_manager_fork_prepare(fa_manager *manager) {
+    if (manager->hardened != NULL) fa_hardened_lock(manager->hardened);
+    lock(manager);
+}
+
+void fa_manager_fork_parent(fa_manager *manager) {
+    unlock(manager);
+    if (manager->hardened != NULL) fa_hardened_unlock(manager->hardened);
+}
+
+void fa_manager_fork_child(fa_manager *manager) { fa_manager_fork_parent(manager); }
 
 static void add_pool(const fa_pool *pool, uint64_t *sizes, uint64_t *used, uint64_t *blocks) {
     for (uint32_t index = 0; index < pool->used; index++) {
@@ -731,6 +772,7 @@ static void add_pool(const fa_pool *pool, uint64_t *sizes, uint64_t *used, uint6
 }
 
 bool fa_manager_is_valid(const fa_manager *manager) {
+    if (manager->hardened != NULL && !fa_hardened_is_valid(manager->hardened)) return false;
     lock(manager);
     bool valid = fa_pool_is_valid(&manager->pool, 0) && fa_slabs_are_valid(&manager->slabs) &&
                  fa_table_is_valid(&manager->table) && fa_cache_is_valid(&manager->cache);
