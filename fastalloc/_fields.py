@@ -83,7 +83,7 @@ class ManagerFields:
     resident: int
     """Bytes: estimate of reserved that is in physical memory."""
     cached: int
-    """Bytes: freed large blocks kept resident for reuse."""
+    """Bytes: freed large blocks and page runs kept resident for reuse."""
     peak: int
     """Bytes: largest value of used so far."""
     live: int
@@ -100,8 +100,12 @@ class ManagerFields:
     """Bytes: of slabs, made as needed for blocks that did not fit in the pool."""
     slab_live: int
     """Blocks of slabs that are live."""
+    run_bytes: int
+    """Bytes: of page runs, for blocks between slabs and large ones: live, or resident for reuse."""
+    run_live: int
+    """Blocks of page runs that are live."""
     fallbacks: int
-    """Blocks that did not fit in the pool and came from slabs or malloc."""
+    """Blocks that did not fit in the pool and came from slabs, page runs or malloc."""
     large: int
     """Blocks that came from the kernel or the cache."""
     cache_hits: int
@@ -126,6 +130,8 @@ MANAGER_UNITS = {
     "pool_live": "count",
     "slab_bytes": "bytes",
     "slab_live": "count",
+    "run_bytes": "bytes",
+    "run_live": "count",
     "fallbacks": "count",
     "large": "count",
     "cache_hits": "count",

@@ -1,6 +1,6 @@
 # libfastalloc-malloc.so: malloc for programs that do not know of it. It exports malloc's names, those of C++'s operators, and
 # fastalloc_malloc_stats; what it takes from the archive stays inside.
-add_library(fa_global_objects OBJECT src/mem/pages.c src/heap/global.c src/heap/global_hardened.c
+add_library(fa_global_objects OBJECT src/heap/global.c src/heap/global_hardened.c
             src/heap/global_large.c src/heap/global_stats.c)
 target_include_directories(fa_global_objects PUBLIC include PRIVATE src)
 target_link_libraries(fa_global_objects PRIVATE fa_flags ${fa_threads})

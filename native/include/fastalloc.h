@@ -24,7 +24,8 @@
  *   mark      a place in an arena to rewind to
  *   pool      the fixed-size blocks a manager is created with
  *   slab      64 KiB of blocks of another size, made when the pool is exhausted or its blocks are too small
- *   fallback  a block that came from elsewhere because its place was full: from slabs or malloc
+ *   run       whole pages of a manager, in a row: a block above 8 KiB that is not large
+ *   fallback  a block that came from elsewhere because its place was full: from slabs, runs or malloc
  *   guard     an inaccessible page: whoever runs over the end of what is before it dies
  *   canary    bytes that nobody can guess, next to a block; whoever overwrites them is found when the block is freed
  *   sealed    an arena whose pages are inaccessible, or read-only, until it is unsealed
@@ -160,7 +161,7 @@ typedef struct fa_manager_options {
     size_t block_size;               /* bytes in a block of the pool: a multiple of 16, at most 8 KiB; 128 */
     size_t pool_blocks;              /* blocks in the pool; 0 for none; 8192 */
     size_t large_size;               /* from this size on, blocks are mapped and cached: above 8 KiB, up to 1 GiB; 64 KiB */
-    size_t cache_limit;              /* bytes of freed large blocks that stay resident; 64 MiB */
+    size_t cache_limit;              /* bytes of freed blocks above 8 KiB that stay resident; 64 MiB */
     uint32_t cache_age;              /* milliseconds after which a cached block is given back; 10,000; 0: never */
     size_t limit;                    /* bytes that live blocks may ask for, exactly; 0: no limit */
     fa_corruption_handler on_corruption;
@@ -198,7 +199,7 @@ typedef struct fa_manager_options {
     X(used, "bytes", "held by live blocks, rounding included")                                                         \
     X(reserved, "bytes", "address space of pools, live large blocks and cache")                                        \
     X(resident, "bytes", "estimate of reserved that is in physical memory")                                            \
-    X(cached, "bytes", "freed large blocks kept resident for reuse")                                                   \
+    X(cached, "bytes", "freed large blocks and page runs kept resident for reuse")                                     \
     X(peak, "bytes", "largest value of used so far")                                                                   \
     X(live, "count", "blocks allocated and not yet freed")                                                             \
     X(allocated, "count", "blocks allocated since creation")                                                           \
@@ -207,7 +208,9 @@ typedef struct fa_manager_options {
     X(pool_live, "count", "blocks of the pool that are live")                                                          \
     X(slab_bytes, "bytes", "of slabs, made as needed for blocks that did not fit in the pool")                         \
     X(slab_live, "count", "blocks of slabs that are live")                                                             \
-    X(fallbacks, "count", "blocks that did not fit in the pool and came from slabs or malloc")                         \
+    X(run_bytes, "bytes", "of page runs, for blocks between slabs and large ones: live, or resident for reuse")        \
+    X(run_live, "count", "blocks of page runs that are live")                                                          \
+    X(fallbacks, "count", "blocks that did not fit in the pool and came from slabs, page runs or malloc")              \
     X(large, "count", "blocks that came from the kernel or the cache")                                                 \
     X(cache_hits, "count", "large blocks served from the cache")                                                       \
     X(moved, "count", "reallocations that moved pages instead of copying bytes")                                       \

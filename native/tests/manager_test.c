@@ -401,6 +401,117 @@ TEST(what_a_large_block_grows_by_holds_no_old_secrets) {
     fa_manager_destroy(manager);
 }
 
+/* ---- runs of pages: blocks between slabs and large ones ------------------------------------------------------------ */
+
+#define RUNS_ARE_HERE() SKIP_IF(SIZE_MAX <= UINT32_MAX, "addresses are too few for runs: malloc has these blocks")
+
+static uint64_t clock_now;
+static uint64_t read_clock(void) { return clock_now; }
+
+TEST(blocks_between_slabs_and_large_ones_are_runs_of_pages) {
+    RUNS_ARE_HERE();
+    fa_manager *manager = manager_with(NULL);
+    unsigned char *block[16];
+    for (size_t i = 0; i < 16; i++) {
+        const size_t size = 8 * KIB + 1 + i * 3000;
+        block[i] = fa_malloc(manager, size);
+        CHECK(block[i] != NULL && is_zero(block[i], size) && fa_usable_size(manager, block[i]) == size);
+        fill(block[i], size, i);
+    }
+    fa_manager_stats stats = manager_stats(manager);
+    CHECK(stats.run_live == 16 && stats.fallbacks == 16 && stats.run_bytes >= stats.requested && stats.cached == 0);
+    for (size_t i = 0; i < 16; i++) {
+        CHECK(is_filled(block[i], 8 * KIB + 1 + i * 3000, i));
+        fa_free(manager, block[i]);
+        CHECK(fa_manager_is_valid(manager));
+    }
+    CHECK(manager_stats(manager).run_live == 0 && manager_stats(manager).cached == stats.run_bytes);
+    CHECK(peek_nonzero(block[0], (size_t)stats.run_bytes) == 0);
+    CHECK(fa_manager_trim(manager, 16 * KIB) == FA_OK && manager_stats(manager).cached <= 16 * KIB);
+    CHECK(fa_manager_trim(manager, 0) == FA_OK && manager_stats(manager).cached == 0);
+    CHECK(is_zero(fa_malloc(manager, 50000), 50000) && fa_manager_is_valid(manager));
+    fa_manager_destroy(manager);
+}
+
+TEST(runs_grow_and_shrink_where_they_are) {
+    RUNS_ARE_HERE();
+    fa_manager *manager = manager_with(NULL);
+    unsigned char *block = fa_malloc(manager, 60000), *behind = fa_malloc(manager, 9000);
+    fill(block, 60000, 1);
+    CHECK(fa_realloc(manager, block, 20000) == block && fa_usable_size(manager, block) == 20000);
+    unsigned char *between = fa_malloc(manager, 20000); /* in the pages that were given up */
+    CHECK(between > block && between < behind && is_zero(between, 20000));
+    fa_free(manager, between);
+    CHECK(fa_realloc(manager, block, 50000) == block && is_filled(block, 20000, 1) && is_zero(block + 20000, 30000));
+    unsigned char *moved = fa_realloc(manager, block, 65000);
+    CHECK(moved != NULL && is_filled(moved, 20000, 1) && fa_manager_is_valid(manager));
+    CHECK(manager_stats(manager).live == 2 && manager_stats(manager).requested == 65000 + 9000);
+    fa_free(manager, moved);
+    fa_free(manager, behind);
+    CHECK(manager_stats(manager).run_live == 0 && fa_manager_is_valid(manager));
+    fa_manager_destroy(manager);
+}
+
+TEST(freed_runs_stay_within_the_budget_and_the_age_of_the_cache) {
+    RUNS_ARE_HERE();
+    fa_os os = *fa_os_platform();
+    os.milliseconds = read_clock;
+    fa_manager_options options = manager_options();
+    options.os = &os;
+    options.cache_limit = MIB;
+    options.cache_age = 1000;
+    fa_manager *manager = manager_with(&options);
+    void *block[64], *large = fa_malloc(manager, 512 * KIB);
+    fa_free(manager, large);
+    CHECK(manager_stats(manager).cached == 512 * KIB);
+    for (size_t i = 0; i < 64; i++) block[i] = fa_malloc(manager, 40000);
+    for (size_t i = 0; i < 64; i++) {
+        fa_free(manager, block[i]);
+        CHECK(manager_stats(manager).cached <= MIB && fa_manager_is_valid(manager));
+    }
+    CHECK(manager_stats(manager).cached > 0);
+    clock_now += 1001;
+    fa_free(manager, fa_malloc(manager, 40000)); /* which is young */
+    CHECK(manager_stats(manager).cached <= MIB / 2 && fa_manager_is_valid(manager));
+    clock_now += 1001;
+    fa_free(manager, fa_malloc(manager, 9000));
+    CHECK(manager_stats(manager).cached <= 40 * KIB);
+    fa_manager_destroy(manager);
+}
+
+TEST(what_is_no_run_is_not_freed) {
+    RUNS_ARE_HERE();
+    fa_manager *manager = manager_with(NULL);
+    unsigned char *block = fa_malloc(manager, 30000);
+    CHECK(fa_manager_try_free(manager, block + 8 * KIB) == FA_ERR_CORRUPT);
+    CHECK(fa_manager_try_free(manager, block + 16) == FA_ERR_CORRUPT);
+    CHECK(fa_manager_try_free(manager, block + MIB) == FA_ERR_CORRUPT && !fa_owns(manager, block + MIB));
+    CHECK(fa_manager_try_free(manager, block) == FA_OK && fa_manager_try_free(manager, block) == FA_ERR_CORRUPT);
+    fa_manager_destroy(manager);
+}
+
+/* Where a limit on addresses refuses runs, malloc has their blocks. */
+static int reserve_little(size_t size, size_t alignment, void **address) {
+    return size <= MIB ? fa_os_platform()->reserve(size, alignment, address) : ENOMEM;
+}
+
+TEST(without_addresses_for_runs_malloc_has_their_blocks) {
+    fa_os os = *fa_os_platform();
+    os.reserve = reserve_little;
+    fa_manager_options options = manager_options();
+    options.os = &os;
+    options.pool_blocks = 100;
+    fa_manager *manager = manager_with(&options);
+    unsigned char *block = fa_malloc(manager, 30000);
+    fill(block, 30000, 1);
+    block = fa_realloc(manager, block, 60000);
+    CHECK(block != NULL && is_filled(block, 30000, 1) && manager_stats(manager).run_live == 0);
+    CHECK(manager_stats(manager).live == 1 && fa_manager_is_valid(manager));
+    fa_free(manager, block);
+    CHECK(fa_manager_try_free(manager, block) == FA_ERR_FOREIGN);
+    fa_manager_destroy(manager);
+}
+
 /* ---- corruption -------------------------------------------------------------------------------------------------- */
 
 TEST(a_double_free_is_reported_for_every_size) {

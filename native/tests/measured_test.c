@@ -60,6 +60,29 @@ TEST(warm_large_blocks_of_a_manager_take_no_page_fault) {
     fa_manager_destroy(manager);
 }
 
+/* Blocks between slabs and large ones: freed in another order than they came, and resident. */
+TEST(warm_runs_of_a_manager_take_no_page_fault) {
+    need_own_faults();
+    enum { COUNT = 41 };
+    fa_manager *manager = manager_with(NULL);
+    uint64_t before = 0, resident = 0;
+    for (int round = 0; round < 20; round++) {
+        if (round == 1) before = faults_so_far();
+        random_source source = {7};
+        unsigned char *block[COUNT];
+        for (size_t i = 0; i < COUNT; i++) {
+            const size_t size = 8 * KIB + 1 + random_below(&source, 55 * KIB);
+            block[i] = fa_malloc(manager, size);
+            CHECK(block[i] != NULL);
+            memset(block[i], 1, size);
+        }
+        for (size_t i = 0; i < COUNT; i++) fa_free(manager, block[i * 7 % COUNT]);
+        if (round == 0) resident = manager_stats(manager).resident;
+    }
+    CHECK(faults_so_far() == before && manager_stats(manager).resident == resident);
+    fa_manager_destroy(manager);
+}
+
 TEST(a_reset_round_of_small_blocks_takes_no_page_fault) {
     need_own_faults();
     fa_arena *arena = new_arena(FA_SCRATCH, MIB);

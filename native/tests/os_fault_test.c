@@ -408,7 +408,7 @@ static struct {
 } crowd;
 
 static int remap_in_a_crowd(void *address, size_t old_size, size_t new_size, void **moved) {
-    while (crowd.count < 127) crowd.block[crowd.count++] = fa_malloc(crowd.manager, 20000);
+    while (crowd.count < 127) crowd.block[crowd.count++] = fa_malloc(crowd.manager, 70 * KIB);
     fault.kind = RESERVE; /* from now on the table cannot grow */
     fault.after = 0;
     fault.for_ever = true;
@@ -425,8 +425,8 @@ TEST(a_block_that_moves_its_pages_keeps_its_place_in_a_full_table) {
     options.os = &os;
     options.flags = FA_LOCKED;
     fa_manager *manager = crowd.manager = manager_with(&options);
-    unsigned char *first = fa_malloc(manager, 20000), *block = fa_malloc(manager, 100 * KIB);
-    for (crowd.count = 0; crowd.count < 126; crowd.count++) crowd.block[crowd.count] = fa_malloc(manager, 20000);
+    unsigned char *first = fa_malloc(manager, 70 * KIB), *block = fa_malloc(manager, 100 * KIB);
+    for (crowd.count = 0; crowd.count < 126; crowd.count++) crowd.block[crowd.count] = fa_malloc(manager, 70 * KIB);
     fill(block, 100 * KIB, 1);
     unsigned char *moved = fa_realloc(manager, block, 300 * KIB);
     CHECK(moved != NULL && fa_owns(manager, moved) && is_filled(moved, 100 * KIB, 1));

@@ -2,30 +2,35 @@
  * heap/manager.c - a small reentrant heap: pool, slabs, table, cache, and malloc behind them
  *
  *     size <= block_size   pool (mem/pool.h) -- exhausted --.
- *     size <= 8 KiB        ---------------------------------- slabs (mem/slabs.h) -- no address space --.
- *     size <  large_size   ---------------------------------- malloc, known to the table (mem/table.h) -'
+ *     size <= 8 KiB        ---------------------------------- slabs (mem/slabs.h) ----------- no address space --.
+ *     size <  large_size   ---------------------------------- runs of pages (mem/pages.h) -- no address space --- malloc,
+ *                                                                                              known to the table (mem/table.h)
  *     size >= large_size   cache (mem/cache.h) -- nothing fits -- the system's pages, known to the table
  *
  * The pool is fixed and laid out at creation, for programs that know what they need. What does not fit in it falls back:
- * to slabs, which are pools of other block sizes made as they are needed, and above those to malloc.
+ * to slabs, which are pools of other block sizes made as they are needed, and above those to runs, which stay resident when they
+ * are freed, merge and are cut, within the budget and the age of the cache. Where addresses are few, malloc has these.
  *
- * Every byte is zeroed before it is freed, by the manager, whatever the way: so blocks of pool and slabs, cached large
- * blocks and fresh pages are zero when handed out, and only a block of malloc needs clearing for calloc.
+ * Every byte is zeroed before it is freed, by the manager, whatever the way: so blocks of pool, slabs and runs, cached large
+ * blocks and fresh pages are zero when handed out, and only a block of malloc needs clearing for calloc. Of a run and of a large
+ * block the user has what was asked for, and only that needs zeroing.
  *
- * A table entry's value packs what is known of a block that is in neither pool nor slabs:
+ * A table entry's value packs what is known of a block that is in neither pool nor slabs nor runs:
  *
  *     63      36 35              2 1  0
  *     |  room   |      slack      | kind |      room: 16-byte units (fallback) or 4 KiB units (large); size = room - slack
  *
- * Invariants: requested = the sum of the sizes of live blocks <= limit; a live block is in one of pool, slabs and table; nothing that is free holds a byte of what was in it.
- * Thread rule: one thread, or any with FA_LOCKED. No system call, no wipe of a large block, and no malloc happens inside
- * the lock, but for growth of the table. Cost: O(1); pool blocks a dozen instructions and a wipe of block_size bytes.
+ * Invariants: requested = the sum of the sizes of live blocks <= limit; a live block is in one of pool, slabs, runs and table;
+ * nothing that is free holds a byte of what was in it.
+ * Thread rule: one thread, or any with FA_LOCKED. No system call, no wipe of a run or a large block, and no malloc happens
+ * inside the lock, but for growth of slabs, runs and table. Cost: O(1); pool blocks a dozen instructions and a wipe of block_size bytes.
  */
 #include "manager.h"
 
 #include "manager_hardened.h"
 #include "mem/cache.h"
 #include "mem/lock.h"
+#include "mem/pages.h"
 #include "mem/pool.h"
 #include "mem/slabs.h"
 #include "mem/table.h"
@@ -44,9 +49,13 @@
 /* No sum of sizes gets near it, and twice as much still fits in 64 bits with a sign. */
 #define MAX_LIMIT ((uint64_t)1 << 62)
 #define HUGE_PAGE ((size_t)2 << 20)
+/* Of addresses for runs, where they are plenty. */
+#define RUNS_RANGE (SIZE_MAX > UINT32_MAX ? (size_t)((uint64_t)4 << 30) : 0)
+/* Runs that are too old are looked for this often in their age. */
+#define LOOKS_IN_AGE 8
 
 /* The first two stand in table entries. */
-enum block_kind { FALLBACK, LARGE, POOLED };
+enum block_kind { FALLBACK, LARGE, POOLED, RUN };
 
 struct fa_manager {
     fa_pool pool;
@@ -71,6 +80,10 @@ struct fa_manager {
     uint64_t large_bytes; /* mapped by live large blocks */
     size_t small_end;     /* one more than the largest block that pool and slabs may hold; 0 if hardened */
     fa_hardened *hardened; /* null, or what does all the work: pool, slabs, table and cache are empty then */
+    fa_pages pages;       /* bytes 0: no run was needed yet, or runs_failed */
+    uint64_t run_live;
+    uint64_t looked_at;   /* milliseconds, when runs that are too old were last looked for */
+    bool runs_failed;     /* there is no address space for runs: do not ask again */
     fa_reporter reporter;
     fa_cache cache;
     size_t mapped; /* bytes of this struct's own mapping */
@@ -117,7 +130,7 @@ static void change(fa_manager *manager, size_t old_size, size_t size, size_t old
 static uint64_t requested(const fa_manager *manager) { return (uint64_t)(manager->limit - manager->headroom); }
 static uint64_t used(const fa_manager *manager) { return manager->peak - (uint64_t)manager->margin; }
 static uint64_t live(const fa_manager *manager) {
-    return fa_pool_live(&manager->pool) + manager->slab_live + fa_table_known(&manager->table);
+    return fa_pool_live(&manager->pool) + manager->slab_live + manager->run_live + fa_table_known(&manager->table);
 }
 static uint64_t allocated(const fa_manager *manager) {
     return manager->pool_allocated + manager->fallbacks + manager->large;
@@ -355,6 +368,70 @@ static size_t fallback_room(size_t size) {
     return fa_align_up(fa_max(size, 1), (size_t)1 << FALLBACK_UNIT_LOG2, &room) ? room : 0;
 }
 
+/* ---- runs of pages ------------------------------------------------------------------------------------------------- */
+
+/* Pages for `size` bytes, which are less than MAX_LARGE_SIZE. */
+static uint32_t run_pages(const fa_manager *manager, size_t size) {
+    return fa_pages_round(&manager->pages, (uint32_t)((fa_max(size, 1) + (FA_PAGE - 1)) >> FA_PAGE_LOG2));
+}
+
+/* The first page of the live run that starts at `address`, or 0: page 0 holds what is known of the others. The owner of a live
+ * run may use its links: next is the size that was asked for. */
+static uint32_t run_at(const fa_manager *manager, const void *address) {
+    size_t offset = (uintptr_t)address - (uintptr_t)manager->pages.base;
+    if (offset >= (size_t)manager->pages.fresh << FA_PAGE_LOG2 || (offset & (FA_PAGE - 1)) != 0) return 0;
+    uint32_t page = (uint32_t)(offset >> FA_PAGE_LOG2);
+    return page >= manager->pages.start && manager->pages.run[page].kind == FA_RUN_LIVE ? page : 0;
+}
+
+static bool in_runs(const fa_manager *manager, const void *address) {
+    return (uintptr_t)address - (uintptr_t)manager->pages.base < manager->pages.bytes;
+}
+
+static size_t run_room(const fa_manager *manager, uint32_t page) {
+    return (size_t)manager->pages.run[page].length << FA_PAGE_LOG2;
+}
+
+static size_t free_in_runs(const fa_manager *manager) { return (size_t)manager->pages.resident.pages << FA_PAGE_LOG2; }
+
+/* A zero run, or null. A heap that has filled its first step takes huge pages from then on: few faults, and little to lose. */
+static void *alloc_run(fa_manager *manager, size_t alignment, size_t size, size_t credit) {
+    fa_pages *pages = &manager->pages;
+    void *block = NULL;
+    lock(manager);
+    if (pages->bytes == 0 && !manager->runs_failed) manager->runs_failed = !fa_pages_init(pages, manager->os, RUNS_RANGE);
+    if (pages->bytes != 0 && allowed(manager, size, credit)) {
+        bool zero;
+        uint32_t first = fa_pages_take(pages, run_pages(manager, size), (uint32_t)(fa_max(alignment, FA_PAGE) >> FA_PAGE_LOG2),
+                                       FA_RUN_LIVE, &zero);
+        if (first != 0) {
+            pages->huge_pages = true;
+            pages->run[first].next = (uint32_t)size;
+            enter(manager, size, run_room(manager, first));
+            manager->fallbacks++;
+            manager->run_live++;
+            block = fa_pages_address(pages, first);
+        }
+    }
+    unlock(manager);
+    return block;
+}
+
+/* Gives pages of free runs back to the system until no more than `keep` bytes of them are resident, and those that have been
+ * free for `age` milliseconds (0: any). The lock is held, but not during the system calls. */
+static fa_status return_runs(fa_manager *manager, size_t keep, uint32_t now, uint32_t age) {
+    fa_status status = FA_OK;
+    while (free_in_runs(manager) > keep && status == FA_OK) {
+        uint32_t scan = UINT32_MAX, page = fa_pages_oldest(&manager->pages, now, age, &scan);
+        if (page == 0) break;
+        unlock(manager);
+        if (fa_pages_decommit(&manager->pages, page) != 0) status = FA_ERR_UNSUPPORTED;
+        lock(manager);
+        fa_pages_settle(&manager->pages, page, status == FA_OK);
+    }
+    return status;
+}
+
 static void release_evicted(const fa_manager *manager, const fa_evicted *evicted) {
     for (uint32_t i = 0; i < evicted->count; i++)
         (void)manager->os->release(evicted->entry[i].address, evicted->entry[i].size);
@@ -448,9 +525,11 @@ static void *alloc_small(fa_manager *manager, size_t alignment, size_t size, siz
     return block;
 }
 
-FA_COLD static void *alloc_slow(fa_manager *manager, size_t alignment, size_t size, bool zeroed, size_t credit) {
+FA_APART static void *alloc_slow(fa_manager *manager, size_t alignment, size_t size, bool zeroed, size_t credit) {
     if (manager->hardened != NULL) return fa_hardened_alloc(manager->hardened, alignment, size);
     void *block = size <= FA_SLAB_MAX ? alloc_small(manager, alignment, size, credit) : NULL;
+    if (block == NULL && size < manager->large_size && fa_max(size, alignment) > FA_SLAB_MAX)
+        block = alloc_run(manager, alignment, size, credit);
     if (block == NULL && size < manager->large_size)
         block = alloc_fallback(manager, alignment, size, zeroed, credit);
     else if (block == NULL) block = alloc_large(manager, alignment, size, credit);
@@ -460,6 +539,42 @@ FA_COLD static void *alloc_slow(fa_manager *manager, size_t alignment, size_t si
         unlock(manager);
     }
     return block;
+}
+
+/* Within the budget of all that is cached, runs come first; large blocks have what they leave. The lock is held. */
+FA_COLD static void make_room(fa_manager *manager, uint64_t now, fa_evicted *evicted) {
+    size_t limit = manager->cache.limit;
+    (void)return_runs(manager, limit, (uint32_t)now, 0); /* what cannot be given back stays */
+    fa_cache_purge(&manager->cache, now, limit - fa_min(free_in_runs(manager), limit), evicted);
+}
+
+/* Now and then: what is too old goes back. The lock is held. */
+FA_COLD static void look_for_old_runs(fa_manager *manager, uint64_t now) {
+    manager->looked_at = now;
+    (void)return_runs(manager, 0, (uint32_t)now, manager->cache.age);
+}
+
+static bool is_time_to_look(const fa_manager *manager, uint64_t now) {
+    return manager->cache.age != 0 && now - manager->looked_at > manager->cache.age / LOOKS_IN_AGE;
+}
+
+/* A live run; the lock is held. Nobody finds it any more, nor is it handed out, while it is zeroed without the lock. */
+static void free_run(fa_manager *manager, void *address, uint32_t page) {
+    size_t size = manager->pages.run[page].next;
+    leave(manager, size, run_room(manager, page));
+    manager->run_live--;
+    manager->pages.run[page].kind = FA_RUN_OWN;
+    unlock(manager);
+    fa_secure_zero(address, size); /* what lies above the size was never the user's: it is zero */
+    uint64_t now = manager->os->milliseconds();
+    fa_evicted evicted;
+    evicted.count = 0;
+    lock(manager);
+    fa_pages_give(&manager->pages, page, (uint32_t)now);
+    if (FA_UNLIKELY(free_in_runs(manager) + manager->cache.bytes > manager->cache.limit)) make_room(manager, now, &evicted);
+    if (FA_UNLIKELY(is_time_to_look(manager, now))) look_for_old_runs(manager, now);
+    unlock(manager);
+    release_evicted(manager, &evicted);
 }
 
 /* Gives the memory of a block that is in no table any more back, zeroed: outside the lock. */
@@ -475,13 +590,20 @@ static void retire(fa_manager *manager, void *address, found block) {
     uint64_t now = manager->os->milliseconds();
     lock(manager);
     fa_cache_put(&manager->cache, address, block.room, now, &evicted);
+    if (FA_UNLIKELY(free_in_runs(manager) + manager->cache.bytes > manager->cache.limit)) make_room(manager, now, &evicted);
     unlock(manager);
     release_evicted(manager, &evicted);
 }
 
-FA_COLD static fa_status free_slow(fa_manager *manager, void *address) {
+FA_APART static fa_status free_slow(fa_manager *manager, void *address) {
     if (manager->hardened != NULL) return fa_hardened_free(manager->hardened, address);
     lock(manager);
+    if (in_runs(manager, address)) {
+        uint32_t page = run_at(manager, address);
+        if (page != 0) free_run(manager, address, page);
+        else unlock(manager);
+        return page != 0 ? FA_OK : FA_ERR_CORRUPT;
+    }
     fa_slot *slot = fa_table_find(&manager->table, address);
     found block = {0};
     if (slot != NULL) {
@@ -536,20 +658,29 @@ static fa_status look_up(fa_manager *manager, const void *address, found *block)
         block->size = *block->size_plus_1 - 1U;
         return FA_OK;
     }
+    if (in_runs(manager, address)) {
+        uint32_t page = run_at(manager, address);
+        if (page == 0) return FA_ERR_CORRUPT;
+        *block = (found){.kind = RUN, .room = run_room(manager, page), .size = manager->pages.run[page].next};
+        return FA_OK;
+    }
     const fa_slot *slot = fa_table_find(&manager->table, address);
     if (slot == NULL) return FA_ERR_FOREIGN;
     *block = unpack(slot->value);
     return FA_OK;
 }
 
-/* What the user may have written. Above its size a large block is promised to be zero, so only that much. */
-static size_t usable(const found *block) { return block->kind == LARGE ? block->size : block->room; }
+/* What the user may have written. Above its size a large block or a run is promised to be zero, so only that much. */
+static size_t usable(const found *block) {
+    return block->kind == LARGE || block->kind == RUN ? block->size : block->room;
+}
 
 /* Whether a block should stay where it is with another size. */
 static bool stays(const fa_manager *manager, const void *address, const found *block, size_t size) {
     if (fa_pool_owns(&manager->pool, address)) return size <= block->room;
     if (block->kind == POOLED) return size <= block->room && fa_slab_size(fa_slab_class(size)) == block->room;
     if (block->kind == LARGE) return size >= manager->large_size && large_room(manager, size) == block->room;
+    if (block->kind == RUN) return size > FA_SLAB_MAX && size < manager->large_size;
     return size > FA_SLAB_MAX && fallback_room(size) == block->room;
 }
 
@@ -565,6 +696,24 @@ static void set_size(fa_manager *manager, void *address, found block, size_t siz
     }
     block.size = size;
     fa_table_find(&manager->table, address)->value = pack(block);
+}
+
+/* The same of a run, which gives pages back, or takes those behind it; false, with nothing changed, if it needs more of them. */
+static bool set_run_size(fa_manager *manager, void *address, found block, size_t size) {
+    fa_pages *pages = &manager->pages;
+    uint32_t page = run_at(manager, address), count = run_pages(manager, size);
+    if (!fa_pages_extend(pages, page, count)) return false;
+    if (size < block.size) fa_secure_zero((unsigned char *)address + size, block.size - size);
+    fa_pages_shrink(pages, page, count, (uint32_t)manager->os->milliseconds());
+    pages->run[page].next = (uint32_t)size;
+    change(manager, block.size, size, block.room, run_room(manager, page));
+    return true;
+}
+
+static bool set_any_size(fa_manager *manager, void *address, found block, size_t size) {
+    if (block.kind == RUN) return set_run_size(manager, address, block, size);
+    set_size(manager, address, block, size);
+    return true;
 }
 
 /* A large block grows or shrinks to another large room by moving its pages: the table forgets it meanwhile. */
@@ -602,7 +751,7 @@ void *fa_manager_try_realloc(fa_manager *manager, void *address, size_t alignmen
     bool in_place = *status == FA_OK && stays(manager, address, &block, size) &&
                     ((uintptr_t)address & (alignment - 1)) == 0 &&
                     allowed(manager, size, block.size);
-    if (in_place) set_size(manager, address, block, size);
+    if (in_place) in_place = set_any_size(manager, address, block, size);
     bool large = *status == FA_OK && block.kind == LARGE;
     unlock(manager);
     if (*status != FA_OK) return NULL;
@@ -615,7 +764,7 @@ void *fa_manager_try_realloc(fa_manager *manager, void *address, size_t alignmen
     if (moved == NULL && size <= block.size && ((uintptr_t)address & (alignment - 1)) == 0) {
         /* What is not larger never fails: the block keeps its place and its room. */
         lock(manager);
-        set_size(manager, address, block, size);
+        (void)set_any_size(manager, address, block, size);
         unlock(manager);
         return address;
     }
@@ -673,10 +822,13 @@ fa_status fa_manager_trim(fa_manager *manager, size_t keep) {
     uint64_t now = manager->os->milliseconds();
     lock(manager);
     fa_cache_purge(&manager->cache, now, keep, &evicted);
-    fa_status status = fa_slabs_trim(&manager->slabs, manager->os, keep - manager->cache.bytes);
+    size_t kept = manager->cache.bytes;
+    fa_status status = return_runs(manager, keep - fa_min(keep, kept), (uint32_t)now, 0);
+    kept = fa_min(keep, kept + free_in_runs(manager));
+    fa_status spans = fa_slabs_trim(&manager->slabs, manager->os, keep - kept);
     unlock(manager);
     release_evicted(manager, &evicted);
-    return status;
+    return status != FA_OK ? status : spans;
 }
 
 fa_status fa_manager_get_stats(const fa_manager *manager, fa_manager_stats *stats) {
@@ -687,13 +839,14 @@ fa_status fa_manager_get_stats(const fa_manager *manager, fa_manager_stats *stat
     lock(manager);
     uint64_t touched = (uint64_t)manager->pool.used * manager->pool.block_size;
     uint64_t slabs = (uint64_t)manager->slabs.resident << FA_SPAN_LOG2;
+    uint64_t runs = (manager->pages.live + manager->pages.resident.pages) << FA_PAGE_LOG2;
     *stats = (fa_manager_stats){
         .requested = requested(manager),
         .used = used(manager),
         .reserved = manager->pool.mapped + manager->slabs.reserved_size + manager->large_bytes + manager->cache.bytes +
-                    manager->table.mapped,
-        .resident = touched + slabs + manager->large_bytes + manager->cache.bytes,
-        .cached = manager->cache.bytes,
+                    manager->table.mapped + manager->pages.bytes,
+        .resident = touched + slabs + runs + manager->large_bytes + manager->cache.bytes,
+        .cached = manager->cache.bytes + free_in_runs(manager),
         .peak = manager->peak,
         .live = live(manager),
         .allocated = allocated(manager),
@@ -702,6 +855,8 @@ fa_status fa_manager_get_stats(const fa_manager *manager, fa_manager_stats *stat
         .pool_live = fa_pool_live(&manager->pool),
         .slab_bytes = slabs,
         .slab_live = manager->slab_live,
+        .run_bytes = runs,
+        .run_live = manager->run_live,
         .fallbacks = manager->fallbacks,
         .large = manager->large,
         .cache_hits = manager->cache_hits,
@@ -744,6 +899,10 @@ void fa_manager_destroy(fa_manager *manager) {
     }
     for (uint32_t i = 0; i < manager->cache.count; i++)
         (void)os->release(manager->cache.entry[i].address, manager->cache.entry[i].size);
+    for (uint32_t page = manager->pages.start; page < manager->pages.fresh; page += manager->pages.run[page].length)
+        if (manager->pages.run[page].kind == FA_RUN_LIVE)
+            fa_secure_zero(fa_pages_address(&manager->pages, page), manager->pages.run[page].next);
+    fa_pages_destroy(&manager->pages);
     fa_table_destroy(&manager->table, os);
     fa_slabs_destroy(&manager->slabs, os);
     fa_pool_destroy(&manager->pool, os);
@@ -791,6 +950,16 @@ bool fa_manager_is_valid(const fa_manager *manager) {
         large += block.kind == LARGE ? block.room : 0;
         blocks++;
     }
+    uint64_t runs = 0;
+    const fa_pages *pages = &manager->pages;
+    for (uint32_t page = pages->start; page < pages->fresh; page += pages->run[page].length) {
+        if (pages->run[page].kind != FA_RUN_LIVE) continue;
+        sizes += pages->run[page].next;
+        rooms += run_room(manager, page);
+        runs++;
+    }
+    blocks += runs;
+    valid = valid && fa_pages_is_valid(pages) && runs == manager->run_live;
     valid = valid && sizes == requested(manager) && rooms == used(manager) && blocks == live(manager) &&
             large == manager->large_bytes && manager->headroom >= 0 && manager->margin >= 0;
     unlock(manager);

@@ -44,7 +44,7 @@ typedef enum fa_run_kind {
 typedef struct fa_run {
     uint32_t first;      /* where the run begins: at its first and last page, and at every page of a span */
     uint32_t length;     /* pages */
-    uint32_t next, prev; /* first page of the neighbours in the bin, or in the owner's list; 0: none */
+    uint32_t next, prev; /* first page of the neighbours in the bin; 0: none. Of a live run: the owner's */
     uint32_t freed_at;   /* milliseconds, wrapping */
     uint16_t free;       /* of a span: blocks that are here, and in all */
     uint16_t blocks;
