@@ -107,7 +107,7 @@ count-native: $(VENV)/.test
 	native/bench/count build/release/bench/bench
 
 bench-numpy: $(VENV)/.bench
-	PYTHONSAFEPATH=1 python asv_bench/quick_numpy.py --json build/bench-numpy.json
+	python asv_bench/quick_numpy.py --json build/bench-numpy.json
 
 # The whole C library as two files, to be dropped into a C project.
 amalgamation:

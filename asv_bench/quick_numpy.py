@@ -11,130 +11,21 @@ loop. Faults are page faults per call in the last round. Below 1 is faster than 
 import argparse
 import json
 import os
-import random
 import resource
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from benchmarks.numpy_rows import FUNCTIONS, ROWS, Call, mixed
 
 import fastalloc as fa
 
 TUNABLES = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=268435456"
-Call = Callable[[], object]
-
-
-def small(function: Call) -> tuple[Call, None]:
-    return function, None
-
-
-def add(nbytes: int) -> tuple[Call, None]:
-    a, b = np.ones(nbytes // 8), np.ones(nbytes // 8)
-    return (lambda: a + b), None
-
-
-def expression(mebibytes: int) -> tuple[Call, Call]:
-    size = mebibytes << 17
-    a, b = np.full(size, 1.5), np.full(size, 2.5)
-    first, second = np.full(size, 0.0), np.full(size, 0.0)
-
-    def limit() -> None:
-        np.multiply(a, b, out=first)
-        np.sqrt(a, out=second)
-        np.multiply(second, b, out=second)
-        np.add(first, second, out=first)
-
-    return (lambda: a * b + np.sqrt(a) * b), limit
-
-
-def mixed(threads: int) -> tuple[Call, Call]:
-    """Sizes from 64 KiB to 48 MiB, log-uniform, a few alive at a time; the limit computes in place."""
-    sizes = [int(2 ** random.Random(seed).uniform(13, 22.58)) for seed in range(60)]
-    room = [np.full(max(sizes), 1.0) for _ in range(2 * threads)]
-
-    def loop(number: int, *, in_place: bool) -> None:
-        kept: list[np.ndarray] = []
-        for size in sizes:
-            a = room[2 * number][:size]
-            if in_place:
-                np.add(a, 1.0, out=room[2 * number + 1][:size])
-                np.multiply(room[2 * number + 1][:size], 2.0, out=room[2 * number + 1][:size])
-            else:
-                kept.append((a + 1.0) * 2.0)
-                del kept[:-3]
-
-    def run(*, in_place: bool) -> None:
-        workers = [threading.Thread(target=loop, args=(n,), kwargs={"in_place": in_place}) for n in range(threads)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-
-    if threads == 1:
-        return (lambda: loop(0, in_place=False)), (lambda: loop(0, in_place=True))
-    return (lambda: run(in_place=False)), (lambda: run(in_place=True))
-
-
-def zeros(*, touched: bool) -> tuple[Call, None]:
-    def call() -> None:
-        array = np.zeros(64 << 20, np.uint8)
-        if touched:
-            array[::4096] = 1
-
-    return call, None
-
-
-def galois_product() -> tuple[Call, None]:
-    """Two polynomials of 2^19 coefficients over a 31-bit field, by number-theoretic transforms."""
-    import galois
-
-    modulus, size = 15 * 2**27 + 1, 1 << 20
-    random = np.random.default_rng(1)
-    a, b = (random.integers(0, modulus, size // 2, np.uint32) for _ in range(2))
-
-    def call() -> None:
-        product = galois.ntt(a, size, modulus) * galois.ntt(b, size, modulus)
-        galois.intt(product, size, modulus)
-
-    return call, None
-
-
-def prove() -> tuple[Call, None]:
-    """The STARK of examples/, small, on plain NumPy."""
-    from fastalloc.examples import stark
-
-    secret = np.arange(1, 9, dtype=np.uint32)
-    return (lambda: stark.prove(secret, 256)), None
-
-
-ROWS: dict[str, Callable[[], tuple[Call, Call | None]]] = {
-    "np.empty(8)": lambda: small(lambda: np.empty(8)),
-    "np.empty(1000)": lambda: small(lambda: np.empty(1000)),
-    "a+b 64 B": lambda: add(64),
-    "a+b 1 KiB": lambda: add(1 << 10),
-    "a+b 4 KiB": lambda: add(4 << 10),
-    "a+b 16 KiB": lambda: add(16 << 10),
-    "a+b 64 KiB": lambda: add(64 << 10),
-    "a+b 256 KiB": lambda: add(256 << 10),
-    "a+b 1 MiB": lambda: add(1 << 20),
-    "a*b+sqrt(a)*b 16 MiB": lambda: expression(16),
-    "a*b+sqrt(a)*b 33 MiB": lambda: expression(33),
-    "a*b+sqrt(a)*b 64 MiB": lambda: expression(64),
-    "a*b+sqrt(a)*b 256 MiB": lambda: expression(256),
-    "a*b+sqrt(a)*b 512 MiB": lambda: expression(512),
-    "mixed, 1 thread": lambda: mixed(1),
-    "mixed, 2 threads": lambda: mixed(2),  # new threads are outside of the scope
-    "np.zeros(64 MiB) untouched": lambda: zeros(touched=False),
-    "np.zeros(64 MiB) touched": lambda: zeros(touched=True),
-    "galois product 2^20": galois_product,
-    "STARK of 256 rounds": prove,
-}
 
 
 def measure(call: Call, repeat: int) -> tuple[float, float]:
@@ -191,6 +82,43 @@ def row(name: str, rounds: int) -> dict[str, float]:
     allocator.trim()
     fa.uninstall()
     return found
+
+
+def in_turns(first: Call, second: Call, rounds: int) -> float:
+    """The median of what `second` takes, relative to `first`."""
+    repeat = repeats(first)
+    turns = [(measure(first, repeat)[0], measure(second, repeat)[0]) for _ in range(rounds)]
+    return statistics.median(b / a for a, b in turns)
+
+
+class Nothing:
+    """What a `with` costs by itself."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def functions(rounds: int) -> dict[str, float]:
+    """The arena functions relative to NumPy's, and entering and leaving a scope relative to an empty `with`."""
+    arena = fa.Polynomial("64MiB")
+    found = {
+        f"arena.{name}": in_turns(
+            partial(getattr(np, name), *arguments), partial(getattr(arena, name), *arguments), rounds
+        )
+        for name, arguments in FUNCTIONS.items()
+    }
+    nothing, scope = Nothing(), fa.using_allocator(arena)
+
+    def with_nothing() -> None:
+        with nothing:
+            pass
+
+    def with_scope() -> None:
+        with scope:
+            pass
+
+    return found | {"scope": in_turns(with_nothing, with_scope, rounds)}
 
 
 def resident() -> int:
@@ -283,10 +211,15 @@ def main() -> None:
             f"{name:28}{base:>14}{found['plain']:8.2f}{found['scope']:8.2f}{found['installed']:8.2f}   {counts}",
             flush=True,
         )
-    columns = ["tunables", "installed"]
-    if importable("numpy_allocator"):
+    if not options.rows or "functions" in options.rows:
+        print("\narena functions / NumPy's, and a scope / an empty `with`:")
+        results["functions"] = functions(3 * options.rounds)
+        for name, value in results["functions"].items():
+            print(f"  {name:28}{value:8.2f}", flush=True)
+    columns = ["tunables", "installed"] if names else []
+    if names and importable("numpy_allocator"):
         columns.append("numpy-allocator")
-    else:
+    elif names:
         print("numpy-allocator: not installed")
     few = [name for name in names if "256 MiB" not in name and "512 MiB" not in name]
     for column in columns:
