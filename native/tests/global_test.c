@@ -408,6 +408,23 @@ TEST(the_cache_keeps_to_its_budget) {
     CHECK(stats_now().large_cached == 0 && fa_global_is_valid());
 }
 
+TEST(cached_blocks_go_when_small_ones_need_more_pages) {
+    enum { COUNT = 3000, SIZE = 16000 };
+    static void *block[COUNT];
+    begin();
+    fa_global_free(got(fa_global_alloc(32 * MIB)));
+    CHECK(stats_now().large_cached == 32 * MIB);
+    for (unsigned i = 0; i < COUNT; i++) {
+        block[i] = got(fa_global_alloc(SIZE));
+        if (i % 100 != 0) continue;
+        const fa_global_stats now = stats_now();
+        CHECK(now.resident <= now.peak + now.peak / 8 + MIB);
+    }
+    CHECK(stats_now().large_cached <= 8 * MIB && stats_now().returned >= 24 * MIB);
+    for (unsigned i = 0; i < COUNT; i++) fa_global_free(block[i]);
+    CHECK(fa_global_is_valid());
+}
+
 TEST(unused_memory_goes_back_after_the_decay) {
     begin();
     with_decay(100);

@@ -182,7 +182,9 @@ static void count_pages(void) {
 
 static uint32_t take_pages(uint32_t count, uint32_t alignment, fa_run_kind kind, bool *zero) {
     fa_lock_take(&global.pages_lock, global.os);
+    uint64_t reused = global.pages.reused;
     uint32_t first = fa_pages_take(&global.pages, count, alignment, kind, zero);
+    bool grown = global.pages.reused == reused;
     if (first != 0 && kind == FA_RUN_LIVE) {
         FA_COUNT(medium_bytes, (size_t)global.pages.run[first].length << FA_PAGE_LOG2);
         FA_COUNT(medium_live, 1);
@@ -190,6 +192,7 @@ static uint32_t take_pages(uint32_t count, uint32_t alignment, fa_run_kind kind,
     }
     count_pages();
     fa_lock_give(&global.pages_lock);
+    if (grown && FA_COUNTED(large_cached) > 0) fa_large_make_way();
     return first;
 }
 

@@ -9,7 +9,8 @@
  * Where the cache has enough pages but not in one piece, the pages themselves are moved together (mremap), at some
  * nanoseconds each: what is fragmented is address space, and there is enough of that.
  * Before anything is mapped beside cached blocks that are too small to be worth moving, these go: live and cached together
- * stay near what the live ones alone needed at their peak of the last two periods of the decay.
+ * stay near what the live ones alone needed at their peak of the last two periods of the decay. Likewise when the pages of
+ * small blocks become more: they and the cached large ones stay near what the process ever held at once.
  *
  * Invariants: a block is in the table or in the cache or being mapped, never in two; large_bytes and large_cached are the sums
  * of the two. Thread rule: any; one lock, not held across a system call but the growth of the table. Cost: a
@@ -93,10 +94,9 @@ static bool take_cached(size_t room, size_t alignment, fa_cached *found) {
     return fa_cache_cut(&large.cache, room, found);
 }
 
-/* What has to go before `room` more is mapped: at most as many blocks as there are places. */
-static void make_way(size_t room, fa_evicted *evicted) {
-    size_t peak = fa_max(large.period_peak, large.last_peak), need = FA_COUNTED(large_bytes) + room;
-    size_t bound = fa_max(peak + peak / SPARE_PART, peak + SPARE_BYTES), keep = bound > need ? bound - need : 0, excess;
+/* The oldest goes, or its end, until at most `keep` bytes are cached: at most as many blocks as there are places. */
+static void evict_to(size_t keep, fa_evicted *evicted) {
+    size_t excess;
     while (large.cache.bytes > keep && evicted->count < FA_CACHE_ENTRIES) {
         if (fa_align_up(large.cache.bytes - keep, HUGE_PAGE, &excess) &&
             fa_cache_shrink(&large.cache, excess, &evicted->entry[evicted->count]))
@@ -104,6 +104,13 @@ static void make_way(size_t room, fa_evicted *evicted) {
         else
             fa_cache_purge(&large.cache, large.cache.entry[0].freed_at, large.cache.bytes - 1, evicted);
     }
+}
+
+/* What has to go before `room` more is mapped. */
+static void make_way(size_t room, fa_evicted *evicted) {
+    size_t peak = fa_max(large.period_peak, large.last_peak), need = FA_COUNTED(large_bytes) + room;
+    size_t bound = fa_max(peak + peak / SPARE_PART, peak + SPARE_BYTES);
+    evict_to(bound > need ? bound - need : 0, evicted);
 }
 
 /* ---- the ways in -------------------------------------------------------------------------------------------------- */
@@ -323,6 +330,17 @@ void fa_large_purge(size_t now, size_t keep) {
         large.period_at = now;
     }
     fa_cache_purge(&large.cache, now, fa_min(keep, large.cache.limit), &evicted);
+    unlock();
+    release_evicted(&evicted);
+}
+
+void fa_large_make_way(void) {
+    fa_evicted evicted;
+    evicted.count = 0;
+    size_t peak = FA_COUNTED(peak), bound = peak + peak / SPARE_PART;
+    size_t need = FA_COUNTED(pages_live) + FA_COUNTED(pages_cached) + FA_COUNTED(large_bytes);
+    lock();
+    evict_to(bound > need ? bound - need : 0, &evicted);
     unlock();
     release_evicted(&evicted);
 }

@@ -145,6 +145,8 @@ size_t fa_large_usable_size(const void *block);
 /* Another size at this or another place; null leaves the block as it was: copy it. */
 void *fa_large_realloc(void *block, size_t old_room, size_t size);
 void fa_large_purge(size_t now, size_t keep);
+/* More pages of the range are in use than before: cached blocks may have to go for them. */
+void fa_large_make_way(void);
 
 /* At most `want` blocks, at least one unless there is no memory; and back. */
 uint32_t fa_global_take_blocks(uint32_t class, void **blocks, uint32_t want);
