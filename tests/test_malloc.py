@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from test_native import build
+from test_native import NATIVE, build
 
 COMPILERS = {".c": "cc", ".cpp": "c++"}
 
@@ -21,12 +21,14 @@ def library() -> Path:
     return build("release").parent / "libfastalloc-malloc.so"
 
 
-def run(*command: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path, preload: Path | None = None, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a command with the library preloaded and FASTALLOC_<NAME> set."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FASTALLOC_")}
     # The interpreter may itself be run under a preloaded sanitizer.
     environment = {name: value for name, value in environment.items() if name not in {"LD_PRELOAD", "PYTHONMALLOC"}}
-    environment |= {f"FASTALLOC_{name}": value for name, value in settings.items()} | {"LD_PRELOAD": str(library())}
+    environment |= {f"FASTALLOC_{name}": value for name, value in settings.items()} | {
+        "LD_PRELOAD": str(preload or library())
+    }
     return subprocess.run(
         [str(part) for part in command], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
@@ -276,6 +278,26 @@ def test_python_with_threads_and_forks(tmp_path: Path) -> None:
         report = reported(tmp_path / "report", sys.executable, "-X", "dev", program, **settings)
         assert report["allocated"] > 10_000
         assert report["foreign"] == 0
+
+
+def test_the_heap_of_a_thread_by_key(tmp_path: Path) -> None:
+    """As on macOS, where a thread-local variable would call malloc."""
+    sources = [NATIVE / "src" / "adapters" / "malloc.c", NATIVE / "src" / "os" / "linux.c"]
+    for pattern in ("heap/global*.c", "heap/report.c", "mem/*.c"):
+        sources += sorted((NATIVE / "src").glob(pattern))
+    shared = tmp_path / "by-key.so"
+    flags = (
+        f"-std=c11 -O1 -fPIC -shared -fno-builtin -fvisibility=hidden -DFA_OWN_BY_KEY -I{NATIVE}/include -I{NATIVE}/src"
+    )
+    subprocess.run(["cc", *flags.split(), *map(str, sources), "-o", str(shared), "-ldl", "-pthread"], check=True)
+    program = tmp_path / "program.py"
+    program.write_text(PYTHON_PROGRAM)
+    done = run(sys.executable, program, preload=shared, REPORT=str(tmp_path / "report"))
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads((tmp_path / "report").read_text())
+    assert report["allocated"] > 10_000
+    assert 2 <= report["heaps"] <= 20  # those of threads that have ended serve others
+    assert report["foreign"] == 0
 
 
 # ---- what is kept resident -------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 /*
  * adapters/malloc.c - libfastalloc-malloc.so: malloc and its kin, and C++ new and delete, by the names of the C library
  *
- *     LD_PRELOAD=libfastalloc-malloc.so program          or  fastalloc run program
+ *     LD_PRELOAD=libfastalloc-malloc.so program                   or  fastalloc run -- program
+ *     DYLD_INSERT_LIBRARIES=libfastalloc-malloc.dylib program         on macOS
  *
  *     FASTALLOC_LARGE_CACHE   bytes of freed large blocks that stay resident          4GiB (32-bit: 256MiB)
  *     FASTALLOC_LARGE_SIZE    from this size on blocks are mapped one by one          1MiB
@@ -21,6 +22,10 @@
  * that fail throw std::bad_alloc with the C++ library's own function, found when it is needed: this library is C, and no C++
  * program is without it.
  *
+ * macOS binds names to libraries: there the functions have names of their own, and a table tells the loader what they stand
+ * for. It changes the calls of every other library and none of ours; C++'s operators call malloc. Blocks of zones stay the
+ * system's. Compiled and linked, but not run, by its authors.
+ *
  * Thread rule: any function on any thread at any time. Cost: heap/global.h.
  */
 #ifndef _GNU_SOURCE
@@ -34,7 +39,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#if defined(__APPLE__)
+#include <crt_externs.h>
+#include <malloc/malloc.h>
+#else
 #include <malloc.h>
+#endif
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -44,14 +54,51 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#if defined(__APPLE__)
+#define EXPORT static
+#define NAME(name) our_##name
+#else
 #define EXPORT __attribute__((visibility("default")))
+#define NAME(name) name
+#endif
 
 /* ---- C ------------------------------------------------------------------------------------------------------------ */
 
-EXPORT void *malloc(size_t size) { return fa_global_alloc(size); }
-EXPORT void free(void *block) { fa_global_free(block); }
-EXPORT void *calloc(size_t count, size_t size) { return fa_global_alloc_zeroed(count, size); }
-EXPORT void *realloc(void *block, size_t size) { return fa_global_realloc(block, size); }
+EXPORT void *NAME(malloc)(size_t size) { return fa_global_alloc(size); }
+EXPORT void NAME(free)(void *block) { fa_global_free(block); }
+EXPORT void *NAME(calloc)(size_t count, size_t size) { return fa_global_alloc_zeroed(count, size); }
+EXPORT void *NAME(realloc)(void *block, size_t size) { return fa_global_realloc(block, size); }
+
+EXPORT int NAME(posix_memalign)(void **block, size_t alignment, size_t size) {
+    if (!fa_is_power_of_two(alignment) || alignment % sizeof(void *) != 0) return EINVAL;
+    int caller_errno = errno;
+    void *made = fa_global_alloc_aligned(alignment, size);
+    errno = caller_errno;
+    if (made == NULL) return ENOMEM;
+    *block = made;
+    return 0;
+}
+
+EXPORT void *NAME(aligned_alloc)(size_t alignment, size_t size) {
+    if (!fa_is_power_of_two(alignment)) {
+        errno = EINVAL;
+        return NULL;
+    }
+    return fa_global_alloc_aligned(alignment, size);
+}
+
+static size_t page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
+
+EXPORT void *NAME(valloc)(size_t size);
+EXPORT void *NAME(valloc)(size_t size) { return fa_global_alloc_aligned(page_size(), size); }
+
+#if !defined(__APPLE__)
+/* Not every C library has these, or declares them. */
+EXPORT int malloc_trim(size_t pad);
+EXPORT int mallopt(int parameter, int value);
+EXPORT int malloc_info(int options, FILE *stream);
+EXPORT void malloc_stats(void);
+EXPORT void *pvalloc(size_t size);
 
 EXPORT void *reallocarray(void *block, size_t count, size_t size) {
     size_t bytes;
@@ -71,24 +118,6 @@ EXPORT void free_aligned_sized(void *block, size_t alignment, size_t size) {
     fa_global_free_sized(block, size);
 }
 
-EXPORT int posix_memalign(void **block, size_t alignment, size_t size) {
-    if (!fa_is_power_of_two(alignment) || alignment % sizeof(void *) != 0) return EINVAL;
-    int caller_errno = errno;
-    void *made = fa_global_alloc_aligned(alignment, size);
-    errno = caller_errno;
-    if (made == NULL) return ENOMEM;
-    *block = made;
-    return 0;
-}
-
-EXPORT void *aligned_alloc(size_t alignment, size_t size) {
-    if (!fa_is_power_of_two(alignment)) {
-        errno = EINVAL;
-        return NULL;
-    }
-    return fa_global_alloc_aligned(alignment, size);
-}
-
 /* As the C library's: the next power of two will do. */
 EXPORT void *memalign(size_t alignment, size_t size) {
     if (alignment > SIZE_MAX / 2 + 1) {
@@ -100,10 +129,6 @@ EXPORT void *memalign(size_t alignment, size_t size) {
     return fa_global_alloc_aligned(power, size);
 }
 
-static size_t page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
-
-EXPORT void *valloc(size_t size) { return fa_global_alloc_aligned(page_size(), size); }
-
 EXPORT void *pvalloc(size_t size) {
     size_t whole;
     if (!fa_align_up(fa_max(size, 1), page_size(), &whole)) {
@@ -114,14 +139,6 @@ EXPORT void *pvalloc(size_t size) {
 }
 
 EXPORT size_t malloc_usable_size(void *block) { return fa_global_usable_size(block); }
-/* Not every C library has these, or declares them. */
-EXPORT int malloc_trim(size_t pad);
-EXPORT int mallopt(int parameter, int value);
-EXPORT int malloc_info(int options, FILE *stream);
-EXPORT void malloc_stats(void);
-EXPORT void *pvalloc(size_t size);
-EXPORT void *valloc(size_t size);
-
 EXPORT int malloc_trim(size_t pad) {
     (void)pad;
     return fa_global_trim(true);
@@ -286,6 +303,55 @@ DELETE(delete_one_aligned_nothrow, "_ZdlPvSt11align_val_tRKSt9nothrow_t",
 DELETE(delete_array_aligned_nothrow, "_ZdaPvSt11align_val_tRKSt9nothrow_t",
        (void *block, size_t alignment IGNORED, const void *tag IGNORED))
 
+#else
+/* ---- macOS ---------------------------------------------------------------------------------------------------------- */
+
+static void *our_realloc_some(void *block, size_t size) { return our_realloc(block, fa_max(size, 1)); } /* 0: the smallest */
+
+static void *our_reallocf(void *block, size_t size) {
+    void *moved = our_realloc_some(block, size);
+    if (moved == NULL) our_free(block);
+    return moved;
+}
+
+static size_t our_malloc_size(const void *block) { return fa_global_usable_size(block); }
+
+/* Who has a zone may ask it for what is ours: strings of the C library, say. */
+static malloc_zone_t *our_malloc_zone_from_ptr(const void *block) {
+    return fa_global_owns(block) ? malloc_default_zone() : malloc_zone_from_ptr(block);
+}
+
+static void our_malloc_zone_free(malloc_zone_t *zone, void *block) {
+    if (fa_global_owns(block)) fa_global_free(block);
+    else malloc_zone_free(zone, block);
+}
+
+static void *our_malloc_zone_realloc(malloc_zone_t *zone, void *block, size_t size) {
+    return fa_global_owns(block) ? our_realloc_some(block, size) : malloc_zone_realloc(zone, block, size);
+}
+
+typedef struct interposing {
+    void (*replacement)(void);
+    void (*original)(void);
+} interposing;
+
+#define IN_PLACE_OF(name, ours) {(void (*)(void))(ours), (void (*)(void))(name)}
+__attribute__((used, section("__DATA,__interpose"))) static const interposing table[] = {
+    IN_PLACE_OF(malloc, our_malloc),
+    IN_PLACE_OF(calloc, our_calloc),
+    IN_PLACE_OF(realloc, our_realloc_some),
+    IN_PLACE_OF(reallocf, our_reallocf),
+    IN_PLACE_OF(free, our_free),
+    IN_PLACE_OF(posix_memalign, our_posix_memalign),
+    IN_PLACE_OF(aligned_alloc, our_aligned_alloc),
+    IN_PLACE_OF(valloc, our_valloc),
+    IN_PLACE_OF(malloc_size, our_malloc_size),
+    IN_PLACE_OF(malloc_zone_from_ptr, our_malloc_zone_from_ptr),
+    IN_PLACE_OF(malloc_zone_free, our_malloc_zone_free),
+    IN_PLACE_OF(malloc_zone_realloc, our_malloc_zone_realloc),
+};
+#endif
+
 /* ---- what belongs to others --------------------------------------------------------------------------------------- */
 
 #if defined(__GLIBC__)
@@ -293,17 +359,36 @@ extern void __libc_free(void *block);
 extern void *__libc_realloc(void *block, size_t size);
 #define LIBC_FREE __libc_free
 #define LIBC_REALLOC __libc_realloc
+#elif defined(__APPLE__)
+#define LIBC_FREE free /* the table is not for our own calls */
+#define LIBC_REALLOC realloc
 #else
 #define LIBC_FREE NULL
 #define LIBC_REALLOC NULL
 #endif
 
 static size_t libc_usable_size(void *block) {
+#if defined(__APPLE__)
+    return malloc_size(block);
+#else
     size_t (*next)(void *);
     *(void **)&next = dlsym(RTLD_NEXT, "malloc_usable_size");
     return next == NULL ? 0 : next(block);
+#endif
 }
 
+/* Of a process with its own user's rights only. */
+static const char *variable(const char *name) {
+#if defined(__APPLE__)
+    return issetugid() ? NULL : getenv(name);
+#else
+    return secure_getenv(name);
+#endif
+}
+
+#if defined(__APPLE__)
+static bool is_of_libc(const void *block) { return malloc_zone_from_ptr(block) != NULL; }
+#else
 /* Where the program break was before anybody allocated: what lies between it and the break is the C library's heap, for
  * this one takes nothing from there. */
 static uintptr_t first_break;
@@ -311,6 +396,7 @@ static uintptr_t first_break;
 static bool is_of_libc(const void *block) {
     return first_break != 0 && (uintptr_t)block >= first_break && (uintptr_t)block < (uintptr_t)sbrk(0);
 }
+#endif
 
 /* ---- settings ----------------------------------------------------------------------------------------------------- */
 
@@ -349,7 +435,7 @@ static bool read_size(const char *text, uint64_t *size) {
 }
 
 static void size_setting(const char *name, size_t least, size_t most, size_t *setting, const char *expected) {
-    const char *text = secure_getenv(name);
+    const char *text = variable(name);
     uint64_t size = 0;
     if (text == NULL) return;
     if (read_size(text, &size) && size >= least && size <= most) *setting = (size_t)size;
@@ -357,7 +443,7 @@ static void size_setting(const char *name, size_t least, size_t most, size_t *se
 }
 
 static bool flag_setting(const char *name) {
-    const char *text = secure_getenv(name);
+    const char *text = variable(name);
     if (text == NULL || strcmp(text, "") == 0 || strcmp(text, "0") == 0) return false;
     if (strcmp(text, "1") != 0) complain(name, text, "expected 0 or 1");
     return strcmp(text, "1") == 0;
@@ -368,7 +454,7 @@ static bool flag_setting(const char *name) {
 
 static void decay_setting(uint32_t *milliseconds) {
     static const char name[] = "FASTALLOC_DECAY";
-    const char *text = secure_getenv(name);
+    const char *text = variable(name);
     if (text == NULL) return;
     char *end;
     double seconds = strtod(text, &end);
@@ -378,7 +464,7 @@ static void decay_setting(uint32_t *milliseconds) {
 
 static void huge_setting(bool *huge_pages) {
     static const char name[] = "FASTALLOC_HUGE_PAGES";
-    const char *text = secure_getenv(name);
+    const char *text = variable(name);
     if (text == NULL || strcmp(text, "off") == 0) return;
     if (strcmp(text, "transparent") == 0) *huge_pages = true;
     else complain(name, text, "expected off or transparent");
@@ -404,18 +490,24 @@ static bool find_report_path(char *path, size_t size) {
 /* Most programs have none of them: these need not pay for more than this. */
 static bool has_settings(void) {
     static const char prefix[] = "FASTALLOC_";
-    if (environ == NULL) return false;
-    for (char **variable = environ; *variable != NULL; variable++)
-        if (**variable == 'F' && strncmp(*variable, prefix, sizeof prefix - 1) == 0) return true;
+#if defined(__APPLE__)
+    char *const *entry = *_NSGetEnviron();
+#else
+    char *const *entry = environ;
+#endif
+    for (; entry != NULL && *entry != NULL; entry++)
+        if (**entry == 'F' && strncmp(*entry, prefix, sizeof prefix - 1) == 0) return true;
     return false;
 }
 
 /* Before any constructor, perhaps: it may not allocate. */
 void fa_global_before_first(fa_global_options *options) {
-    const char *text = has_settings() ? secure_getenv("FASTALLOC_HARDENED") : NULL;
+    const char *text = has_settings() ? variable("FASTALLOC_HARDENED") : NULL;
     if (text == NULL || strcmp(text, "1") != 0) return;
     options->hardened = true;
+#if !defined(__APPLE__)
     first_break = (uintptr_t)sbrk(0);
+#endif
     options->foreign_free = LIBC_FREE;
     options->foreign_realloc = LIBC_REALLOC;
     options->foreign_is_known = is_of_libc;
@@ -445,12 +537,12 @@ FA_COLD static void read_settings(fa_global_options *options) {
     options->zero_on_free = flag_setting("FASTALLOC_ZERO_ON_FREE");
     options->hardened = flag_setting("FASTALLOC_HARDENED");
 
-    const char *report = secure_getenv("FASTALLOC_REPORT");
+    const char *report = variable("FASTALLOC_REPORT");
     if (report != NULL && report[0] == '\0') report = NULL;
     if (report != NULL && strlen(report) < sizeof report_name) at_exit.report = strcpy(report_name, report);
     else if (report != NULL) complain("FASTALLOC_REPORT", report, "expected the name of a file");
     if (flag_setting("FASTALLOC_STATS")) at_exit.table = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 100);
-    at_exit.wanted = at_exit.table >= 0 || at_exit.report != NULL;
+    at_exit.wanted = at_exit.table >= 0 || at_exit.report != NULL || options->hardened;
     if (at_exit.wanted) at_exit.process = getpid();
 }
 
@@ -501,7 +593,12 @@ static void write_all(int file, const text *from) {
 
 static uint64_t peak_resident(void) {
     struct rusage usage;
-    return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss * 1024 : 0;
+#if defined(__APPLE__)
+    const uint64_t unit = 1;
+#else
+    const uint64_t unit = 1024;
+#endif
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss * unit : 0;
 }
 
 static uint64_t page_faults(void) {
@@ -550,6 +647,7 @@ static void add_table(text *to) {
 
 static text output; /* not of the heap that it tells about */
 
+#if !defined(__APPLE__)
 EXPORT int malloc_info(int options, FILE *stream) {
     if (options != 0) return EINVAL;
     fa_global_stats stats;
@@ -566,10 +664,11 @@ EXPORT void malloc_stats(void) {
     add_table(&output);
     write_all(STDERR_FILENO, &output);
 }
+#endif
 
 __attribute__((destructor(101))) static void process_ends(void) {
-    if (fa_global_is_hardened()) fa_global_check("check at exit");
     if (!at_exit.wanted) return;
+    if (fa_global_is_hardened()) fa_global_check("check at exit");
     /* A forked child tells only what has a place of its own. */
     bool is_child = getpid() != at_exit.process;
     if (at_exit.table >= 0 && !is_child) {

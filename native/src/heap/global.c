@@ -76,8 +76,63 @@ fa_global_options fa_the_options = DEFAULTS;
 #define ALWAYS_SLOW {.bottom = (void **)UINTPTR_MAX}
 #define TEN_SLOW ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW
 static fa_heap no_heap = {.bin = {TEN_SLOW, TEN_SLOW, TEN_SLOW, TEN_SLOW, TEN_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW}};
+
+enum { NOT_YET, IN_PROGRESS, DONE };
+static atomic_int begun;
+
+static fa_heap *blank_of(fa_heap *heap);
+static inline fa_heap *facing(fa_heap *heap) { return fa_is_hardened() ? blank_of(heap) : heap; }
+
+/*
+ * The heap of this thread. Where thread-local variables are made by malloc at their first use (macOS), it is the value of the
+ * exit key: some nanoseconds more, and no memory.
+ */
+#if defined(__APPLE__)
+#define FA_OWN_BY_KEY 1
+#endif
+#if !defined(FA_OWN_BY_KEY)
 static _Thread_local fa_heap *own FA_TLS = &no_heap;
 static _Thread_local bool ended FA_TLS; /* this thread has had a heap: it gets no other */
+
+static inline bool has_ended(void) { return ended; }
+
+/* Without a key the heap stays when the thread is gone, and is emptied as idle. Setting may allocate: there is a heap now. */
+static bool set_own(fa_heap *heap) {
+    own = facing(heap);
+    if (global.has_key) (void)global.os->set_exit_value(global.key, heap);
+    return true;
+}
+
+/* False if it has been told before. */
+static bool end_own(const void *value) {
+    (void)value;
+    own = &no_heap;
+    ended = true;
+    return true;
+}
+#else
+#define own own_by_key()
+static unsigned char the_end; /* its address is the value of a thread that has ended */
+
+static void *key_value(void) {
+    bool is_known = atomic_load_explicit(&begun, memory_order_acquire) == DONE && global.has_key;
+    return is_known ? global.os->exit_value(global.key) : NULL;
+}
+
+static fa_heap *own_by_key(void) {
+    void *value = key_value();
+    return value != NULL && value != &the_end ? facing(value) : &no_heap;
+}
+
+static bool has_ended(void) { return !global.has_key || key_value() == &the_end; }
+static bool set_own(fa_heap *heap) { return global.os->set_exit_value(global.key, heap) == 0; }
+
+/* A value that is set while a thread ends ends once more. */
+static bool end_own(const void *value) {
+    (void)global.os->set_exit_value(global.key, &the_end);
+    return value != &the_end;
+}
+#endif
 
 /* Waiting blocks, LIFO; a class's own lock. */
 static void *ready[FA_GLOBAL_CLASSES][FA_READY_MAX];
@@ -107,9 +162,6 @@ FA_COLD static void corrupt(const void *block) {
 }
 
 /* ---- the beginning ------------------------------------------------------------------------------------------------ */
-
-enum { NOT_YET, IN_PROGRESS, DONE };
-static atomic_int begun;
 
 static void thread_ends(void *heap);
 static void apply_options(void);
@@ -424,10 +476,19 @@ static fa_heap *make_heap(void) {
     return heap;
 }
 
+/* It waits for a thread. */
+static void set_idle(fa_heap *heap) {
+    fa_lock_take(&global.heaps_lock, global.os);
+    heap->in_use = false;
+    heap->next_idle = global.idle;
+    global.idle = heap;
+    fa_lock_give(&global.heaps_lock);
+}
+
 /* A heap for this thread, a waiting one or a new one, or null: it has ended, or there is no memory. */
 FA_COLD static fa_heap *find_heap(void) {
     ensure_begun();
-    if (ended) return NULL;
+    if (has_ended()) return NULL;
     fa_lock_take(&global.heaps_lock, global.os);
     fa_heap *heap = global.idle;
     if (heap != NULL) global.idle = heap->next_idle;
@@ -435,10 +496,11 @@ FA_COLD static fa_heap *find_heap(void) {
     if (heap != NULL) heap->in_use = true;
     fa_lock_give(&global.heaps_lock);
     if (heap == NULL) return NULL;
+    if (!set_own(heap)) {
+        set_idle(heap);
+        return NULL;
+    }
     FA_COUNT(threads, 1);
-    own = fa_is_hardened() ? blank_of(heap) : heap;
-    /* It may allocate: there is a heap now. Without a key the heap stays when the thread is gone, and is emptied as idle. */
-    if (global.has_key) (void)global.os->set_exit_value(global.key, heap);
     return heap;
 }
 
@@ -479,17 +541,12 @@ static void flush(fa_heap *heap, uint32_t class, bool all) {
 }
 
 static void thread_ends(void *memory) {
+    if (!end_own(memory)) return;
     fa_heap *heap = memory;
-    own = &no_heap;
-    ended = true;
     fa_lock_take(&heap->lock, global.os);
     for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) flush(heap, class, true);
     fa_lock_give(&heap->lock);
-    fa_lock_take(&global.heaps_lock, global.os);
-    heap->in_use = false;
-    heap->next_idle = global.idle;
-    global.idle = heap;
-    fa_lock_give(&global.heaps_lock);
+    set_idle(heap);
     FA_UNCOUNT(threads, 1);
 }
 

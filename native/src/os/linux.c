@@ -219,6 +219,8 @@ static int linux_make_exit_key(void (*ending)(void *), unsigned *key) {
 
 static int linux_set_exit_value(unsigned key, void *value) { return pthread_setspecific((pthread_key_t)key, value); }
 
+static void *linux_exit_value(unsigned key) { return pthread_getspecific((pthread_key_t)key); }
+
 /* linux/membarrier.h */
 #define PRIVATE_EXPEDITED (1 << 3)
 #define REGISTER_PRIVATE_EXPEDITED (1 << 4)
@@ -288,6 +290,7 @@ static const fa_os linux_os = {
     .random = linux_random,
     .make_exit_key = linux_make_exit_key,
     .set_exit_value = linux_set_exit_value,
+    .exit_value = linux_exit_value,
     .fence_threads = linux_fence_threads,
     .milliseconds = linux_milliseconds,
     .yield = linux_yield,

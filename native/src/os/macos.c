@@ -188,6 +188,8 @@ static int macos_make_exit_key(void (*ending)(void *), unsigned *key) {
 
 static int macos_set_exit_value(unsigned key, void *value) { return pthread_setspecific((pthread_key_t)key, value); }
 
+static void *macos_exit_value(unsigned key) { return pthread_getspecific((pthread_key_t)key); }
+
 /* No call makes the other threads execute a barrier. */
 static int macos_fence_threads(bool prepare) {
     (void)prepare;
@@ -245,6 +247,7 @@ static const fa_os macos_os = {
     .random = macos_random,
     .make_exit_key = macos_make_exit_key,
     .set_exit_value = macos_set_exit_value,
+    .exit_value = macos_exit_value,
     .fence_threads = macos_fence_threads,
     .milliseconds = macos_milliseconds,
     .yield = macos_yield,

@@ -98,6 +98,7 @@ typedef struct fa_os {
      * value must not need memory from malloc in a thread that has few of them. */
     int (*make_exit_key)(void (*ending)(void *value), unsigned *key);
     int (*set_exit_value)(unsigned key, void *value);
+    void *(*exit_value)(unsigned key); /* null until this thread has set one */
 
     /* Returns after every other thread of the process that is running has executed a full memory barrier. The first call
      * with `prepare` true must have succeeded. */

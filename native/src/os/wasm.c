@@ -180,16 +180,24 @@ static int wasm_random(void *bytes, size_t size) {
     return error;
 }
 
-/* The one thread ends with the program. */
+/* The one thread ends with the program; one key is all that anybody makes. */
 static int wasm_make_exit_key(void (*ending)(void *), unsigned *key) {
     (void)ending;
     *key = 0;
     return 0;
 }
 
+static void *exit_value;
+
 static int wasm_set_exit_value(unsigned key, void *value) {
-    (void)key, (void)value;
+    (void)key;
+    exit_value = value;
     return 0;
+}
+
+static void *wasm_exit_value(unsigned key) {
+    (void)key;
+    return exit_value;
 }
 
 static int wasm_fence_threads(bool prepare) {
@@ -255,6 +263,7 @@ static const fa_os wasm_os = {
     .random = wasm_random,
     .make_exit_key = wasm_make_exit_key,
     .set_exit_value = wasm_set_exit_value,
+    .exit_value = wasm_exit_value,
     .fence_threads = wasm_fence_threads,
     .milliseconds = wasm_milliseconds,
     .yield = wasm_yield,

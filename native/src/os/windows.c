@@ -227,6 +227,8 @@ static int windows_make_exit_key(void (*ending)(void *), unsigned *key) {
 
 static int windows_set_exit_value(unsigned key, void *value) { return result_of(FlsSetValue(key, value)); }
 
+static void *windows_exit_value(unsigned key) { return FlsGetValue(key); }
+
 static int windows_fence_threads(bool prepare) {
     if (!prepare) FlushProcessWriteBuffers();
     return 0;
@@ -277,6 +279,7 @@ static const fa_os windows_os = {
     .random = windows_random,
     .make_exit_key = windows_make_exit_key,
     .set_exit_value = windows_set_exit_value,
+    .exit_value = windows_exit_value,
     .fence_threads = windows_fence_threads,
     .milliseconds = windows_milliseconds,
     .yield = windows_yield,
