@@ -439,7 +439,7 @@ static void reset_bin(fa_heap *heap, uint32_t class, void **start, uint32_t slot
 static fa_heap *blank_of(fa_heap *heap) {
     size_t size;
     (void)fa_align_up(sizeof(fa_heap) + global.central[0].slots_at * sizeof(void *), FA_CACHE_LINE, &size);
-    return (fa_heap *)((unsigned char *)heap + size);
+    return (fa_heap *)(void *)((unsigned char *)heap + size);
 }
 
 static void make_blank(fa_heap *heap) {

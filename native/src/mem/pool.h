@@ -46,7 +46,7 @@ static inline fa_divisor fa_divisor_of(size_t size) {
 
 static inline size_t fa_divide_exactly(size_t offset, size_t inverse, uint32_t shift) {
     size_t product = offset * inverse;
-    return product >> shift | product << (-shift & (sizeof product * 8 - 1));
+    return product >> shift | product << ((0U - shift) & (unsigned)(sizeof product * 8 - 1));
 }
 
 typedef struct fa_pool {
