@@ -160,7 +160,7 @@ def test_redis(tmp_path: Path) -> None:
             assert ask(stdin=load).count("ERR") == 0
             digests.append(ask("debug", "digest"))
             tests = "set,get,lpush,rpop,hset,spop,zadd,lrange_100,mset"
-            quick = f"-h 127.0.0.1 -p {port} -q -n 5000 -c 20 -P 8 -r 20000 -d 200 -t {tests}"
+            quick = f"-h 127.0.0.1 -p {port} -q -n 1000 -c 20 -P 8 -r 20000 -d 200 -t {tests}"
             done = subprocess.run([benchmark, *quick.split()], capture_output=True, text=True, timeout=100, check=True)
             assert len(re.findall(r"requests per second", done.stdout)) >= 9, done.stdout
             if name == "fastalloc":  # it overwrites its environment: the report's name has to survive that
