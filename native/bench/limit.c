@@ -22,9 +22,15 @@ EXPORT void *limit_stack_pop(limit_stack *stack) { return stack->block[--stack->
 
 EXPORT void limit_stack_push(limit_stack *stack, void *block) { stack->block[stack->count++] = block; }
 
+/* Four stores of 32 bytes, where the processor has them. Not a memset of constant size: gcc makes a `rep stos` of 128 bytes, which
+ * takes three times as long. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+__attribute__((target_clones("avx", "default")))
+#endif
 EXPORT void limit_stack_zero_push(limit_stack *stack, void *block) {
-    memset(block, 0, 128); /* of constant size: eight stores and no branch */
-    __asm__ volatile("" : : "r"(block) : "memory");
+    typedef long long quad __attribute__((vector_size(32), may_alias));
+    volatile quad *at = block;
+    at[0] = at[1] = at[2] = at[3] = (quad){0};
     stack->block[stack->count++] = block;
 }
 

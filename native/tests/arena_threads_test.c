@@ -291,4 +291,26 @@ TEST(threads_and_arenas_come_and_go) {
     }
 }
 
+/* Each thread has a chunk of its own, far above those before it, and leaves most of it unused. */
+TEST(a_wipe_zeroes_the_blocks_of_every_thread) {
+    SKIP_IF(!HAS_THREADS, NO_THREADS);
+    enum { OTHERS = 5 };
+    fa_arena *arena = new_arena(FA_SCRATCH, 64 * MIB);
+    for (size_t round = 0; round < 3; round++) {
+        unsigned char *blocks[OTHERS + 1];
+        for (size_t i = 0; i < OTHERS; i++) {
+            lone_worker other = {arena, NULL};
+            pthread_t thread;
+            CHECK(pthread_create(&thread, NULL, allocate_once, &other) == 0);
+            pthread_join(thread, NULL);
+            blocks[i] = other.block;
+            if (i == round) blocks[OTHERS] = fa_arena_alloc(arena, 100, 0); /* not always the topmost chunk */
+        }
+        for (size_t i = 0; i <= OTHERS; i++) memset(blocks[i], 0xFF, 100);
+        CHECK(fa_arena_wipe(arena) == FA_OK);
+        for (size_t i = 0; i <= OTHERS; i++) CHECK(is_zero(blocks[i], 100));
+    }
+    fa_arena_destroy(arena);
+}
+
 int main(int argc, char **argv) { return tap_main(argc, argv); }

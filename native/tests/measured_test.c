@@ -114,6 +114,21 @@ TEST(a_reset_keeps_every_page_and_touches_none) {
     fa_arena_destroy(arena);
 }
 
+/* Zeroing what nobody had would touch it: the rest of a chunk, or the capacity. */
+TEST(a_wipe_touches_no_page_that_was_not_used) {
+    need_own_faults();
+    fa_arena *arena = new_arena(FA_SCRATCH, 128 * MIB);
+    uint64_t before = 0;
+    for (int round = 0; round < 5; round++) {
+        if (round == 1) before = faults_so_far();
+        unsigned char *block = fa_arena_alloc(arena, KIB, 0);
+        memset(block, 1, KIB);
+        CHECK(fa_arena_wipe(arena) == FA_OK && is_zero(block, KIB));
+    }
+    CHECK(faults_so_far() == before && arena_stats(arena).resident <= 64 * KIB);
+    fa_arena_destroy(arena);
+}
+
 /* Twenty rounds of vectors, allocated and freed in mixed order, the same in every round. */
 TEST(a_provers_rounds_take_no_page_fault_after_the_first_and_no_more_memory_than_they_hold) {
     enum { SLOTS = 10, STEPS = 48, ROUNDS = 20, LEAST = 64 << 10 };

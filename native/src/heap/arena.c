@@ -588,7 +588,7 @@ fa_status fa_arena_reset(fa_arena *arena) {
 
 /* Zeroes every byte that was ever handed out, or none and an error; the lock is held. */
 static fa_status zero_all(fa_arena *arena) {
-    size_t used = arena->mapped ? arena->high : fa_max(arena->high, fa_bumped_used(arena, true));
+    size_t used = arena->mapped ? arena->high : fa_bumped_high(arena);
     used = fa_min(used, arena->region.committed); /* a chunk may have been refused its memory */
     fa_status status = arena->guarded ? fa_guarded_wipe(arena) : fa_secret_wipe(arena, 0, used);
     if (status != FA_OK) return status;

@@ -171,6 +171,8 @@ fa_status fa_bumped_rewind(fa_arena *arena, fa_mark mark, uint32_t *level);
 /* Releases all from `position` on; `live` and `bytes` are what stays. The caller holds the lock, and nobody allocates. */
 void fa_bumped_release(fa_arena *arena, size_t position, uint64_t live, uint64_t bytes);
 
+/* An offset above every byte that was ever handed out. */
+size_t fa_bumped_high(const fa_arena *arena);
 /* Bytes taken by blocks: now, or `at_most` since the last release. */
 size_t fa_bumped_used(const fa_arena *arena, bool at_most);
 void fa_bumped_counts(const fa_arena *arena, uint64_t *live, uint64_t *bytes, uint64_t *allocated);

@@ -138,10 +138,23 @@ size_t fa_bumped_used(const fa_arena *arena, bool at_most) {
     return taken > left ? taken - left : 0;
 }
 
+/* The end of all that was ever handed out: the shared cursor, or, in the topmost chunk, as far as that was used. What other
+ * chunks have left lies below it: unlike fa_bumped_used this is a place and not a sum. */
+size_t fa_bumped_high(const fa_arena *arena) {
+    size_t high = FA_GET(arena->bump.cursor);
+    const fa_thread *thread;
+    FOR_EACH_THREAD(arena, thread) {
+        size_t end = FA_GET(thread->chunk.end);
+        if (!fa_chunk_is_current(&arena->bump, &thread->chunk) || end != FA_GET(arena->bump.cursor)) continue;
+        high = fa_min(high, fa_max(FA_GET(thread->chunk.cursor), FA_GET(thread->high)));
+    }
+    return fa_max(high, FA_GET(arena->high));
+}
+
 /* Releases all from `position` on: every chunk becomes stale. The caller holds the lock and knows nobody allocates. */
 void fa_bumped_release(fa_arena *arena, size_t position, uint64_t live, uint64_t bytes) {
     arena->peak = fa_max((size_t)arena->peak, fa_bumped_used(arena, true));
-    FA_SET(arena->high, fa_max(FA_GET(arena->high), FA_GET(arena->bump.cursor)));
+    FA_SET(arena->high, fa_bumped_high(arena));
     arena->live = live;
     arena->bytes = bytes;
     uint64_t epoch = FA_GET(arena->bump.epoch) + 1;
