@@ -19,7 +19,7 @@ demo: $(VENV)/.demo
 # another malloc, or compiles C, nor NumPy's own tests. The prover's JIT compiler makes the leak check slow: its tests on arenas run without.
 UNSANITIZED := amalgamation cli examples floors fuzz live malloc native nomemory numpy_suite preload prove stark
 test: $(VENV)/.test
-	FASTALLOC_MACHINE_EXAMPLES=500 tests/asan/run tests $(UNSANITIZED:%=--ignore=tests/test_%.py) --ignore=tests/programs
+	FASTALLOC_MACHINE_EXAMPLES=500 tests/asan/run tests $(UNSANITIZED:%=--ignore=tests/test_%.py) --ignore=tests/programs --ignore=tests/misuse
 	ASAN_OPTIONS=detect_leaks=0 tests/asan/run tests/test_stark.py -k arenas
 	pytest
 

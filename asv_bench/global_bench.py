@@ -3,10 +3,11 @@
     python asv_bench/global_bench.py [--only PART] [--rounds N] [--json FILE] [--peers a,b] [--list]
 
 In each round every row's program runs once (start-up: some hundred times) on every allocator, one after the other,
-beginning with another one each round. What is compared is CPU time (user and system), page faults and peak memory, as
-the kernel counts them; the wall clock of a machine with other work on it says little. The table has our median of the
-rounds, each peer's, and the median of the rounds' ratios of ours to the peer's: below 1 is better. A program that
-fails, or whose own check fails, ends the benchmark. Peers and programs that are not installed are named and skipped.
+beginning with another one each round; on ours a second time, hardened. What is compared is CPU time (user and
+system), page faults and peak memory, as the kernel counts them; the wall clock of a machine with other work on it says
+little. The table has our median of the rounds, each peer's, and the median of the rounds' ratios of ours to the peer's:
+below 1 is better. A program that fails, or whose own check fails, ends the benchmark. Peers and programs that are not
+installed are named and skipped.
 
 The rows of a prover (halo2) need ezkl, in this Python or in the one that FASTALLOC_HALO2_PYTHON names.
 """
@@ -39,12 +40,16 @@ LIBRARIES = {
 }
 FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
 
+HARDENED = "hardened"
+"""Ours again, with FASTALLOC_HARDENED=1."""
+
 Sample = dict[str, float]
 
 
 def contestants(wanted: list[str]) -> dict[str, str]:
-    """The name of each allocator, and its library; glibc's has none. Ours is first."""
-    found = {"fastalloc": fastalloc.get_malloc_library(), "glibc": ""}
+    """The name of each allocator, and its library; glibc's has none. Ours is first, then ours hardened."""
+    ours = fastalloc.get_malloc_library()
+    found = {"fastalloc": ours, HARDENED: f"{ours},FASTALLOC_HARDENED=1", "glibc": ""}
     for name, library in LIBRARIES.items():
         path = next((f"{folder}/{library}" for folder in FOLDERS if Path(folder, library).exists()), None)
         if path is None:
@@ -62,10 +67,16 @@ class FailedError(Exception):
 
 
 def run(library: str, command: list[str], directory: Path, times: int = 1) -> tuple[str, list[Sample]]:
-    """The output of the program, and what each run cost it (native/bench/global_run.c)."""
+    """The output of the program, and what each run cost it (native/bench/global_run.c).
+
+    A setting may stand behind the library's name and a comma.
+    """
+    library, _, setting = library.partition(",")
     line = [str(BUILT / "global_run"), str(times), *([library] if library else []), "--", *command]
     unwanted = ("FASTALLOC_", "LD_PRELOAD", "MALLOC_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    if setting:
+        environment.update([setting.split("=")])
     done = subprocess.run(line, cwd=directory, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise FailedError(
@@ -86,13 +97,18 @@ def check(condition: object, what: str) -> None:
 
 @dataclass(frozen=True)
 class Target:
-    """`metric` is to be at most `factor` times that of the peer (or of the best of them); alone, at most `factor`."""
+    """`metric` is to be at most `factor` times that of the peer (or of the best of them); alone, at most `factor`.
+
+    Hardened, it is to be at most `factor` times what it is otherwise.
+    """
 
     metric: str
     factor: float
     peer: str = ""
 
     def __str__(self) -> str:
+        if self.peer == HARDENED:
+            return f"hardened, {self.metric} at most {self.factor:g} x"
         against = f" x {self.peer}" if self.peer else ""
         return (
             f"{self.metric} at most {shown(self.metric, self.factor) if not self.peer else f'{self.factor:g}'}{against}"
@@ -244,7 +260,7 @@ print(sum(words.values()))
 
 
 def small(peak_of_best: float = 1.15) -> tuple[Target, ...]:
-    return (Target("peak", peak_of_best, "best"),)
+    return (Target("peak", peak_of_best, "best"), Target("cpu", 1.5, HARDENED))
 
 
 HALO2_TARGETS = (
@@ -254,7 +270,7 @@ HALO2_TARGETS = (
     Target("peak", 1.10, "tcmalloc"),
 )
 RHYTHM_TARGETS = (Target("faults", 0), Target("cpu", 0.2, "glibc"), Target("cpu", 0.2, "mimalloc"))
-CHURN_TARGETS = (Target("ns", 1.1, "mimalloc"),)
+CHURN_TARGETS = (Target("ns", 1.1, "mimalloc"), Target("ns", 1.5, HARDENED))
 
 ROWS = (
     Row("halo2-14", halo2(14, 3), (Target("peak", 1.15, "best"),), 3, halo2_missing),
@@ -335,7 +351,12 @@ def judge(target: Target, table: dict[str, dict[str, tuple[float, float]]]) -> t
     if not target.peer:
         reached = values["fastalloc"][0]
         return reached <= target.factor, shown(target.metric, reached)
-    peers = {name: found for name, found in values.items() if name != "fastalloc"}
+    if target.peer == HARDENED:
+        if HARDENED not in values:
+            return True, "it was not run"
+        cost = 1 / values[HARDENED][1]
+        return cost <= target.factor, f"{cost:.2f} x"
+    peers = {name: found for name, found in values.items() if name not in {"fastalloc", HARDENED}}
     name = min(peers, key=lambda each: peers[each][0]) if target.peer == "best" else target.peer
     if name not in peers:
         return True, f"{name} was not run"

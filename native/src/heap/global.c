@@ -753,8 +753,8 @@ void *fa_global_alloc_aligned(size_t alignment, size_t size) {
 
 FA_COLD static void free_beyond(void *block, size_t size) {
     if (block == NULL) return;
-    ensure_begun();
-    if (FA_UNLIKELY(fa_is_hardened())) {
+    if (FA_UNLIKELY(!fa_is_hardened())) ensure_begun();
+    if (fa_is_hardened()) {
         fa_hardened_free(own != &no_heap ? own->next : find_heap(), block, size);
     } else if (fa_is_in_range(block)) {
         free_medium(block);

@@ -30,6 +30,7 @@
 #include "global_parts.h"
 
 #include "mem/canary.h"
+#include "mem/wipe.h"
 #include "report.h"
 
 #define WORD sizeof(uint64_t)
@@ -69,8 +70,15 @@ typedef struct big {
     uint8_t fate;
 } big;
 
+/* Of a class. */
+typedef struct shape {
+    uint32_t size, reciprocal; /* as in its central, which others write to */
+    uint16_t slots, waiting;   /* of a vault; those that are not drawn from */
+} shape;
+
 static struct {
     fa_canary secret;
+    shape shapes[FA_GLOBAL_CLASSES];
     state *states;         /* PAGE_STATES for each page of the range */
     fa_lock states_lock;
     atomic_size_t usable;  /* bytes of them that are committed */
@@ -100,6 +108,11 @@ void fa_hardened_begin(void) {
     void *memory;
     if (fa_canary_draw(&hard.secret, os) != 0) /* where things lie, and when, is all there is */
         hard.secret = (fa_canary){{(uintptr_t)&os * 0xD1342543DE82EF95U, (uintptr_t)pages->base ^ os->milliseconds() << 40}};
+    for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) {
+        const fa_central *central = &fa_the_heap.central[class];
+        hard.shapes[class] = (shape){.size = central->stats.size, .reciprocal = central->reciprocal,
+                                     .slots = (uint16_t)central->slots, .waiting = (uint16_t)(central->slots / WAITING)};
+    }
     while (pages->bytes > 0 && os->reserve(pages->bytes / 16 * sizeof(state), os->page_size(), &memory) != 0) {
         size_t less = pages->bytes / 2;
         fa_pages_destroy(pages);
@@ -135,10 +148,10 @@ static inline spot find_spot(const void *pointer) {
     uint32_t page = fa_pages_of(pages, pointer), first = pages->run[page].first;
     const fa_run *run = &pages->run[first];
     if (FA_UNLIKELY(run->kind != FA_RUN_SPAN || page - first >= run->length)) return found;
-    const fa_central *central = &fa_the_heap.central[run->class];
+    const shape *form = &hard.shapes[run->class];
     unsigned char *start = fa_pages_address(pages, first);
     size_t offset = (size_t)((const unsigned char *)pointer - start);
-    uint32_t size = fa_global_class_size(run->class), index = (uint32_t)((uint64_t)offset * central->reciprocal >> 32);
+    uint32_t size = form->size, index = (uint32_t)((uint64_t)offset * form->reciprocal >> 32);
     if (FA_UNLIKELY(index == 0 || index >= run->blocks)) return found;
     found.state = &hard.states[(size_t)first * PAGE_STATES + index];
     found.start = start + (size_t)index * size;
@@ -177,12 +190,6 @@ static inline uint64_t slack_of(const unsigned char *block) {
     return (fa_canary_of(&hard.secret, block).word[0] & 0xFF) * 0x0101010101010101U;
 }
 
-static inline uint64_t load64(const unsigned char *at) {
-    uint64_t value;
-    memcpy(&value, at, sizeof value);
-    return value;
-}
-
 /* Of the last eight bytes before the word, those that are slack; there are eight before every word. */
 static inline uint64_t slack_mask(size_t slack) {
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
@@ -194,14 +201,14 @@ static inline uint64_t slack_mask(size_t slack) {
 
 /* `end` is where the word begins. */
 static inline void fill_slack(unsigned char *end, size_t slack, uint64_t pattern) {
-    uint64_t mask = slack < WORD ? slack_mask(slack) : UINT64_MAX, last = (load64(end - WORD) & ~mask) | (pattern & mask);
+    uint64_t mask = slack < WORD ? slack_mask(slack) : UINT64_MAX, last = (fa_load_word(end - WORD) & ~mask) | (pattern & mask);
     memcpy(end - WORD, &last, WORD);
     for (size_t at = WORD; at < slack; at += WORD) memcpy(end - fa_min(at + WORD, slack), &pattern, WORD);
 }
 
 static inline bool slack_holds(const unsigned char *end, size_t slack, uint64_t pattern) {
-    uint64_t damage = (load64(end - WORD) ^ pattern) & (slack < WORD ? slack_mask(slack) : UINT64_MAX);
-    for (size_t at = WORD; at < slack; at += WORD) damage |= load64(end - fa_min(at + WORD, slack)) ^ pattern;
+    uint64_t damage = (fa_load_word(end - WORD) ^ pattern) & (slack < WORD ? slack_mask(slack) : UINT64_MAX);
+    for (size_t at = WORD; at < slack; at += WORD) damage |= fa_load_word(end - fa_min(at + WORD, slack)) ^ pattern;
     return damage == 0;
 }
 
@@ -219,6 +226,16 @@ static inline bool is_untouched(const spot *at) {
     return fa_is_zero(at->start, at->size - WORD) && LOAD(*word_at(at->start, at->size)) == word_of(at->start);
 }
 
+/* All but the word; sizes are multiples of 16, and a call of memset costs as much as most of them. */
+static inline void clear(const spot *at) {
+    if (at->size > FA_WIPE_INLINE) {
+        memset(at->start, 0, at->size - WORD);
+    } else {
+        memset(at->start, 0, WORD);
+        for (uint32_t i = WORD; i < at->size - WORD; i += 2 * WORD) memset(at->start + i, 0, 2 * WORD);
+    }
+}
+
 /* Makes a free block a live one. */
 static inline void *arm(unsigned char *block, size_t size) {
     const spot at = find_spot(block);
@@ -234,7 +251,7 @@ static inline void *arm(unsigned char *block, size_t size) {
     return block;
 }
 
-static void look_around(const char *call, const spot *at, size_t size) {
+static inline void look_around(const char *call, const spot *at, size_t size) {
     if (FA_UNLIKELY(!is_intact(at, size))) report(call, FA_FAULT_OVERFLOW, at->start);
     if (FA_UNLIKELY(!is_intact_before(at))) report(call, FA_FAULT_UNDERFLOW, at->start);
 }
@@ -253,7 +270,7 @@ static inline uint32_t drawn_from(fa_heap *heap, uint32_t count) { /* xorshift64
 /* Some free block of the class, or null. */
 static unsigned char *draw(fa_heap *heap, uint32_t class) {
     fa_bin *bin = &heap->bin[class];
-    uint32_t slots = fa_the_heap.central[class].slots, waiting = slots / WAITING;
+    uint32_t slots = hard.shapes[class].slots, waiting = hard.shapes[class].waiting;
     unsigned char *block = NULL;
     bool fetch;
     fa_lock_take(&heap->lock, fa_the_heap.os);
@@ -279,7 +296,7 @@ static unsigned char *draw(fa_heap *heap, uint32_t class) {
 /* Takes the place of the one that has waited longest. */
 static void put_away(fa_heap *heap, uint32_t class, void *block) {
     fa_bin *bin = &heap->bin[class];
-    uint32_t slots = fa_the_heap.central[class].slots, waiting = slots / WAITING;
+    uint32_t slots = hard.shapes[class].slots, waiting = hard.shapes[class].waiting;
     bool full;
     fa_lock_take(&heap->lock, fa_the_heap.os);
     void **start = heap->start[class];
@@ -305,7 +322,7 @@ static void put_away(fa_heap *heap, uint32_t class, void *block) {
 
 static void *alloc_small(fa_heap *heap, size_t size, size_t alignment) {
     uint32_t class = fa_global_class(size + WORD);
-    while (class < FA_GLOBAL_CLASSES && (fa_global_class_size(class) & (alignment - 1)) != 0) class++;
+    while (class < FA_GLOBAL_CLASSES && (hard.shapes[class].size & (alignment - 1)) != 0) class++;
     if (FA_UNLIKELY(class == FA_GLOBAL_CLASSES)) return NULL;
     void *block = FA_LIKELY(heap != NULL) ? draw(heap, class) : NULL;
     if (FA_UNLIKELY(block == NULL)) {
@@ -332,7 +349,7 @@ static inline bool free_small(fa_heap *heap, const spot *at, size_t size) {
     size_t own_size = (size_t)before - LIVE;
     if (FA_UNLIKELY(size != FA_ANY_SIZE && size != own_size)) report("free", FA_FAULT_SIZE, block);
     look_around("free", at, own_size);
-    memset(block, 0, at->size - WORD);
+    clear(at);
     atomic_store_explicit(at->state, FREE, memory_order_release);
     void *freed = block;
     if (FA_LIKELY(heap != NULL)) put_away(heap, at->class, block);

@@ -61,14 +61,19 @@ static inline bool fa_canary_holds(const fa_canary *canary, const void *memory, 
     return damage == 0;
 }
 
+static inline uint64_t fa_load_word(const unsigned char *at) {
+    uint64_t word;
+    memcpy(&word, at, sizeof word);
+    return word;
+}
+
 /* True if every byte is 0. */
 static inline bool fa_is_zero(const void *memory, size_t size) {
     const unsigned char *at = memory;
-    uint64_t word[4], found = 0;
-    for (; size >= sizeof word; at += sizeof word, size -= sizeof word) {
-        memcpy(word, at, sizeof word);
-        found |= word[0] | word[1] | word[2] | word[3];
-    }
+    uint64_t found = 0;
+    for (; size >= 32; at += 32, size -= 32)
+        found |= fa_load_word(at) | fa_load_word(at + 8) | fa_load_word(at + 16) | fa_load_word(at + 24);
+    for (; size >= 8; at += 8, size -= 8) found |= fa_load_word(at);
     for (; size > 0; at++, size--) found |= *at;
     return found == 0;
 }
