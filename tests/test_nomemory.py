@@ -6,6 +6,7 @@ at the next try. In a process of its own, because what fails may be anything. No
 """
 
 import re
+import sys
 
 import pytest
 from conftest import run_python
@@ -132,6 +133,8 @@ NAMES = re.findall(r"^def (\w+)\(\)", SCRIPT, re.MULTILINE)
 
 @pytest.mark.parametrize("operation", NAMES)
 def test_every_python_allocation_fails_once(operation: str) -> None:
+    if operation == "arenas" and sys.version_info[:2] == (3, 12):
+        pytest.skip("CPython 3.12 crashes without memory for a function with a closure, as in contextlib.ExitStack")
     done = run_python(SCRIPT, operation)
     assert done.returncode == 0, done.stdout + done.stderr
     if operation not in {"one_array", "zeros", "reset", "block", "secret", "calloc", "large"}:

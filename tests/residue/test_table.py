@@ -44,6 +44,7 @@ def test_a_few_rows(name: str, arena: str, objects: str, at_last: str, tmp_path:
     make_secret(path)
     cells = dict(zip(HEADERS, measure(rows[name], path), strict=True))
     assert cells["plain"] != "clean"
+    # What is not promised to be clean may be written over by chance, as `lexsort`'s memory is on Python 3.12.
     for header, expected in zip(HEADERS[2:4], (arena, objects), strict=True):
-        assert cells[header].startswith(expected), (header, cells)
+        assert cells[header].startswith((expected, "clean")), (header, cells)
     assert cells[HEADERS[5]] == at_last
