@@ -263,6 +263,7 @@ if __name__ == "__main__":
     for _ in range(20):
         a = np.ones(1 << 20)
         assert float((a * 3 + a).sum()) == 4 << 20
+    base.close()
     print("well")
 """
 
