@@ -1,4 +1,4 @@
-# fa_flags: what our own code is compiled and linked with. Never exported: users compile with their own flags.
+# fa_flags: what our own code is compiled with, through fa_shipped or fa_checked. Never exported: users have their own flags.
 add_library(fa_flags INTERFACE)
 
 function(fa_flag_if_supported flag)
