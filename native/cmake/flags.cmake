@@ -16,13 +16,19 @@ foreach(flag IN ITEMS -fno-semantic-interposition -fno-plt -Werror=implicit-func
   fa_flag_if_supported(${flag})
 endforeach()
 
-# Link-time optimisation with gcc, whose fat objects also link where it is not used. CMake's own switch makes objects
-# that only the same compiler can read, which is no way to install an archive.
+# Link-time optimisation with gcc, for what users get: libraries, extension, and what is measured. Fat objects also link where it
+# is not used, as in the tests, of which each would compile the library anew. CMake's own switch makes objects that only
+# the same compiler can read, which is no way to install an archive.
+add_library(fa_shipped INTERFACE)
+target_link_libraries(fa_shipped INTERFACE fa_flags)
+add_library(fa_checked INTERFACE)
+target_link_libraries(fa_checked INTERFACE fa_flags)
 if(CMAKE_C_COMPILER_ID STREQUAL "GNU" AND CMAKE_BUILD_TYPE STREQUAL "Release" AND NOT FA_SANITIZE AND NOT FA_ANALYZE)
   check_c_compiler_flag("-flto=auto" FA_HAS_LTO) # gcc 10 and later
   if(FA_HAS_LTO)
-    target_compile_options(fa_flags INTERFACE $<$<COMPILE_LANGUAGE:C>:-flto=auto> $<$<COMPILE_LANGUAGE:C>:-ffat-lto-objects>)
-    target_link_options(fa_flags INTERFACE -flto=auto)
+    target_compile_options(fa_shipped INTERFACE $<$<COMPILE_LANGUAGE:C>:-flto=auto> $<$<COMPILE_LANGUAGE:C>:-ffat-lto-objects>)
+    target_link_options(fa_shipped INTERFACE -flto=auto)
+    target_link_options(fa_checked INTERFACE -fno-lto)
   endif()
 endif()
 

@@ -3,11 +3,11 @@
 add_library(fa_global_objects OBJECT src/heap/global.c src/heap/global_hardened.c
             src/heap/global_large.c src/heap/global_stats.c)
 target_include_directories(fa_global_objects PUBLIC include PRIVATE src)
-target_link_libraries(fa_global_objects PRIVATE fa_flags ${fa_threads})
+target_link_libraries(fa_global_objects PRIVATE fa_shipped ${fa_threads})
 
 add_library(fastalloc_malloc SHARED src/adapters/malloc.c $<TARGET_OBJECTS:fa_global_objects>)
 target_include_directories(fastalloc_malloc PRIVATE include src)
-target_link_libraries(fastalloc_malloc PRIVATE fastalloc_static fa_flags ${fa_threads} ${CMAKE_DL_LIBS})
+target_link_libraries(fastalloc_malloc PRIVATE fastalloc_static fa_shipped ${fa_threads} ${CMAKE_DL_LIBS})
 # The compiler must not know malloc while it compiles it; exceptions of new handlers pass through C.
 target_compile_options(fastalloc_malloc PRIVATE -fno-builtin -fexceptions)
 if(NOT APPLE)

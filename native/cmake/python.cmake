@@ -24,7 +24,7 @@ python_add_library(_native MODULE ${native_c} src/adapters/arrays.c src/adapters
                    src/adapters/python_heap.c src/adapters/residue.c src/adapters/wipe_objects.c)
 target_compile_definitions(_native PRIVATE Py_LIMITED_API=0x030B0000)
 target_include_directories(_native PRIVATE src)
-target_link_libraries(_native PRIVATE fastalloc_static fa_flags)
+target_link_libraries(_native PRIVATE fastalloc_static fa_shipped)
 # cffi's generated code is not written to our warnings.
 set_source_files_properties(${native_c} PROPERTIES COMPILE_OPTIONS "-w")
 set_target_properties(_native PROPERTIES PREFIX "" OUTPUT_NAME _native SUFFIX .abi3.so)
