@@ -145,27 +145,34 @@ FA_APART bool fa_slabs_refill(fa_slabs *slabs, const fa_os *os, uint32_t class) 
     return true;
 }
 
-/* A block of a magazine goes back to its slab. */
-static void put_back(fa_slabs *slabs, uint32_t number) {
-    fa_slab *slab = &slabs->slab[number >> FA_SPAN_BLOCKS_LOG2];
-    fa_pool *pool = &slab->pool;
+/* A slab that was full is in the list again; one that is empty is given up. */
+static void settle(fa_slabs *slabs, fa_slab *slab, bool was_full) {
     uint32_t *first = &slabs->partial[slab->class];
-    if (fa_pool_is_full(pool)) link_first(slabs, first, slab);
-    pool->stack[pool->stacked++] = number & (FA_SPAN_BLOCKS - 1);
+    if (was_full) link_first(slabs, first, slab);
     /* The last slab of a class stays, or a program at its edge would make and give up a slab with every magazine. */
     bool only = slab->next == 0 && slab->prev == 0;
-    if (FA_LIKELY(fa_pool_live(pool) > 0 || only)) return;
+    if (FA_LIKELY(fa_pool_live(&slab->pool) > 0 || only)) return;
     unlink_from(slabs, first, slab);
     slab->pool = (fa_pool){0};
     link_first(slabs, &slabs->empty, slab);
     slabs->emptied++;
 }
 
+/* Blocks of a magazine go back to their slabs; neighbours often to the same. */
 static void put_back_oldest(fa_slabs *slabs, uint32_t class, uint32_t count) {
     fa_magazine *magazine = &slabs->magazine[class];
-    for (uint32_t i = 0; i < count; i++) put_back(slabs, magazine->number[i]);
+    const uint32_t *number = magazine->number, *end = number + count;
+    while (number < end) {
+        const uint32_t span = *number >> FA_SPAN_BLOCKS_LOG2;
+        fa_slab *slab = &slabs->slab[span];
+        fa_pool *pool = &slab->pool;
+        bool was_full = fa_pool_is_full(pool);
+        do pool->stack[pool->stacked++] = *number & (FA_SPAN_BLOCKS - 1);
+        while (++number < end && *number >> FA_SPAN_BLOCKS_LOG2 == span);
+        settle(slabs, slab, was_full);
+    }
     magazine->count -= count;
-    memmove(magazine->number, magazine->number + count, magazine->count * sizeof *magazine->number);
+    memmove(magazine->number, end, magazine->count * sizeof *magazine->number);
 }
 
 FA_APART void fa_slabs_spill(fa_slabs *slabs, uint32_t class) {

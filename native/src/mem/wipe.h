@@ -46,18 +46,16 @@ static inline void fa_wipe_pair(void *memory, size_t size) {
 }
 
 #if defined(FA_WIDE_CLOBBERS)
-/* 64 bytes at a time and the last 64 once more; size >= 64. */
+/* 32 bytes at a time and the last 32 once more; size >= 32. */
 static inline void fa_wipe_wide(void *memory, size_t size) {
-    unsigned char *at = memory, *last = at + (size - 64);
+    unsigned char *at = memory, *last = at + (size - 32);
     __asm__ volatile("vpxor %%xmm0, %%xmm0, %%xmm0\n\t"
                      "1:\n\t"
                      "vmovdqu %%ymm0, (%0)\n\t"
-                     "vmovdqu %%ymm0, 32(%0)\n\t"
-                     "add $64, %0\n\t"
+                     "add $32, %0\n\t"
                      "cmp %1, %0\n\t"
                      "jb 1b\n\t"
                      "vmovdqu %%ymm0, (%1)\n\t"
-                     "vmovdqu %%ymm0, 32(%1)\n\t"
                      "vzeroupper"
                      : "+r"(at)
                      : "r"(last)
@@ -69,7 +67,7 @@ static inline void fa_wipe_small(void *memory, size_t size) {
 #if defined(__GNUC__)
     if (FA_LIKELY(size <= FA_WIPE_INLINE)) {
 #if defined(FA_WIDE_CLOBBERS)
-        if (FA_LIKELY(size >= 64 && FA_HAS_WIDE_STORES())) {
+        if (FA_LIKELY(size >= 32 && FA_HAS_WIDE_STORES())) {
             fa_wipe_wide(memory, size);
             return;
         }
