@@ -148,6 +148,15 @@ const uint8_t fa_linear_class[FA_LINEAR_MAX / 16 + 1] = {LINEAR8(0),  LINEAR8(8)
 /* Of a counter that only one thread, or the holder of a lock, writes. */
 #define ADD(place, amount) STORE(place, LOAD(place) + (size_t)(amount))
 
+/* Of a counter that only this thread writes: in one instruction. What a compiler makes of the other form costs 4 % of a malloc. */
+static inline void count_one(atomic_size_t *counter) {
+#if defined(__x86_64__) && defined(__LP64__) && !defined(__SANITIZE_THREAD__)
+    __asm__("addq $1, %0" : "+m"(*counter));
+#else
+    ADD(*counter, 1);
+#endif
+}
+
 static void *out_of_memory(void) {
     FA_COUNT(failures, 1);
     errno = ENOMEM;
@@ -602,7 +611,7 @@ static inline void *pop(fa_heap *heap, uint32_t class) {
     STORE(bin->top, top);
     atomic_signal_fence(memory_order_seq_cst); /* see the essay: (1) before (2) */
     if (FA_UNLIKELY(top < LOAD(bin->bottom))) return NULL;
-    ADD(bin->allocated, 1);
+    count_one(&bin->allocated);
     return *top;
 }
 
