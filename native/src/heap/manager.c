@@ -228,7 +228,9 @@ FA_COLD static void report(const fa_manager *manager, const char *call, fa_statu
 
 /* Locked managers, full magazines, what is in neither pool nor slabs, and what is no block. */
 FA_APART static void free_anywhere(fa_manager *manager, void *block) {
-    fa_status status = block == NULL ? FA_OK : fa_manager_try_free(manager, block);
+    fa_hardened *hardened = manager->hardened;
+    if (block == NULL) return;
+    fa_status status = hardened == NULL ? fa_manager_try_free(manager, block) : fa_hardened_free(hardened, block);
     if (FA_UNLIKELY(status != FA_OK)) report(manager, "free", status, block);
 }
 

@@ -473,9 +473,9 @@ static void *alloc(fa_hardened *self, size_t alignment, size_t size, size_t cred
     return NULL;
 }
 
-void *fa_hardened_alloc(fa_hardened *self, size_t alignment, size_t size) { return alloc(self, alignment, size, 0); }
+FA_APART void *fa_hardened_alloc(fa_hardened *self, size_t alignment, size_t size) { return alloc(self, alignment, size, 0); }
 
-fa_status fa_hardened_free(fa_hardened *self, void *address) {
+FA_APART fa_status fa_hardened_free(fa_hardened *self, void *address) {
     fa_status status = FA_OK;
     damage found = {.address = NULL};
     fa_slab_place place;

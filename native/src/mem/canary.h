@@ -34,31 +34,49 @@ static inline fa_canary fa_canary_of(const fa_canary *secret, const void *addres
     return (fa_canary){{(secret->word[0] ^ place) | no_zeros, (secret->word[1] + place) | no_zeros}};
 }
 
+/* The eight bytes that stand `position` bytes from where the canary begins. */
+static inline uint64_t fa_canary_word(const fa_canary *canary, size_t position) {
+    unsigned char bytes[2 * FA_CANARY];
+    uint64_t word;
+    memcpy(bytes, canary, FA_CANARY);
+    memcpy(bytes + FA_CANARY, canary, FA_CANARY);
+    memcpy(&word, bytes + position % FA_CANARY, sizeof word);
+    return word;
+}
+
+/* What is left at the end is done with a word that overlaps what was done before, where there are eight bytes. */
 static inline void fa_canary_fill(const fa_canary *canary, void *memory, size_t size) {
     unsigned char *at = memory;
-    for (; size >= FA_CANARY; at += FA_CANARY, size -= FA_CANARY) memcpy(at, canary, FA_CANARY);
-    if ((size & 8) != 0) memcpy(at, &canary->word[0], 8);
-    const unsigned char *rest = (const unsigned char *)canary + (size & 8);
-    at += size & 8;
-    for (size_t i = 0; i < (size & 7); i++) at[i] = rest[i];
+    size_t done = 0;
+    for (; size - done >= FA_CANARY; done += FA_CANARY) memcpy(at + done, canary, FA_CANARY);
+    if (size - done >= 8) memcpy(at + done, &canary->word[0], 8), done += 8;
+    if (done == size) return;
+    if (size < 8) {
+        memcpy(at, canary, size);
+        return;
+    }
+    const uint64_t last = fa_canary_word(canary, size - 8);
+    memcpy(at + size - 8, &last, 8);
 }
 
 /* True if the bytes are what fa_canary_fill put there. */
 static inline bool fa_canary_holds(const fa_canary *canary, const void *memory, size_t size) {
     const unsigned char *at = memory;
     uint64_t word[2], damage = 0;
-    for (; size >= FA_CANARY; at += FA_CANARY, size -= FA_CANARY) {
-        memcpy(word, at, FA_CANARY);
+    size_t done = 0;
+    for (; size - done >= FA_CANARY; done += FA_CANARY) {
+        memcpy(word, at + done, FA_CANARY);
         damage |= (word[0] ^ canary->word[0]) | (word[1] ^ canary->word[1]);
     }
-    if ((size & 8) != 0) {
-        memcpy(word, at, 8);
+    if (size - done >= 8) {
+        memcpy(word, at + done, 8);
         damage |= word[0] ^ canary->word[0];
+        done += 8;
     }
-    const unsigned char *rest = (const unsigned char *)canary + (size & 8);
-    at += size & 8;
-    for (size_t i = 0; i < (size & 7); i++) damage |= (uint64_t)(at[i] ^ rest[i]);
-    return damage == 0;
+    if (done == size) return damage == 0;
+    if (size < 8) return memcmp(at, canary, size) == 0;
+    memcpy(word, at + size - 8, 8);
+    return (damage | (word[0] ^ fa_canary_word(canary, size - 8))) == 0;
 }
 
 static inline uint64_t fa_load_word(const unsigned char *at) {
