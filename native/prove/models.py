@@ -21,6 +21,7 @@ RUNS: dict[str, tuple[list[str], dict[int, str]]] = {
     "refill": (["", "-DTHREADS=3 -DSTEPS=1"], {1: "", 2: "", 3: "", 4: "", 5: ""}),
     "magazine": (["", "-DSTEPS=6 -DBLOCKS=4"], {1: "", 2: "", 3: "", 4: "", 5: ""}),
     "registry": ([""], {1: "", 2: "", 3: "", 4: "", 5: ""}),
+    "start": (["", "-DTHREADS=5 -DCALLS=1"], {1: "", 2: "", 3: "", 4: "", 5: ""}),
     "large": (
         ["", "-DLIMIT=1 -DSLOTS=2", "-DSLOTS=2"],
         {1: "-DLIMIT=1 -DSLOTS=2", 2: "", 3: "", 4: "-DSLOTS=2", 5: ""},
