@@ -3,6 +3,9 @@
  *
  * Worth most under ThreadSanitizer. Blocks pass between threads through a box of slots, so most are freed where they were not
  * made. FASTALLOC_TEST_LONG=1 makes it thirty times as long.
+ *
+ * The global allocator is decided on once in a process: of its two tests, the second that one process runs is skipped. It has
+ * no reset; its threads end and leave their heaps to others instead.
  */
 #include <pthread.h>
 #include <sys/wait.h>
@@ -11,6 +14,10 @@
 #include "heap/arena.h"
 #include "heap/manager.h"
 #include "support.h"
+
+#if defined(FA_HAS_GLOBAL)
+#include "heap/global.h"
+#endif
 
 #define MOST_THREADS 64
 #define BOXES 256
@@ -24,8 +31,8 @@ typedef struct parcel {
 } parcel;
 
 typedef struct arena_or_manager {
-    fa_arena *arena; /* null: the manager */
-    fa_manager *manager;
+    fa_arena *arena;     /* null: the manager */
+    fa_manager *manager; /* null: the global allocator */
     bool tracked;
 } arena_or_manager;
 
@@ -38,16 +45,48 @@ static struct {
     _Atomic uint64_t errors, resets, forks;
 } team;
 
+#if defined(FA_HAS_GLOBAL)
+/* Of its interface the part that its fellows have too. */
+static void *global_alloc(size_t size, bool zeroed) {
+    return zeroed ? fa_global_alloc_zeroed(1, size) : fa_global_alloc(size);
+}
+static void global_free(void *block) { fa_global_free(block); }
+static uint64_t global_live(void) {
+    fa_global_stats stats;
+    fa_global_get_stats(&stats);
+    return stats.live;
+}
+static void global_trim(size_t keep) { (void)fa_global_trim(keep % 2 == 0); }
+static bool global_is_whole(void) {
+    fa_global_check("check");
+    return fa_global_is_valid();
+}
+static void global_fork(int when) {
+    if (when == 0) fa_global_fork_prepare();
+    else if (when == 1) fa_global_fork_parent();
+    else fa_global_fork_child();
+}
+#else
+static void *global_alloc(size_t size, bool zeroed) { return (void)size, (void)zeroed, NULL; }
+static void global_free(void *block) { (void)block; }
+static uint64_t global_live(void) { return 0; }
+static void global_trim(size_t keep) { (void)keep; }
+static bool global_is_whole(void) { return true; }
+static void global_fork(int when) { (void)when; }
+#endif
+
 static void *heap_alloc(size_t size, bool zeroed) {
     if (team.heap.arena != NULL)
         return zeroed ? fa_arena_alloc_zeroed(team.heap.arena, size, 0) : fa_arena_alloc(team.heap.arena, size, 0);
+    if (team.heap.manager == NULL) return global_alloc(size, zeroed);
     return zeroed ? fa_calloc(team.heap.manager, 1, size) : fa_malloc(team.heap.manager, size);
 }
 
 static void heap_free(parcel block) {
     if (!is_filled(block.address, block.size, block.seed)) team.errors++;
     if (team.heap.arena != NULL) fa_arena_free(team.heap.arena, block.address, block.size);
-    else fa_free(team.heap.manager, block.address);
+    else if (team.heap.manager != NULL) fa_free(team.heap.manager, block.address);
+    else global_free(block.address);
 }
 
 /* Puts a parcel into a box and gets what was there. */
@@ -81,6 +120,8 @@ static void look(void) {
     if (team.heap.arena != NULL) {
         fa_arena_stats stats;
         if (fa_arena_get_stats(team.heap.arena, &stats) != FA_OK || stats.used > stats.capacity) team.errors++;
+    } else if (team.heap.manager == NULL) {
+        if (global_live() > (uint64_t)1 << 40) team.errors++;
     } else {
         fa_manager_stats stats;
         if (fa_manager_get_stats(team.heap.manager, &stats) != FA_OK || stats.freed > stats.allocated) team.errors++;
@@ -88,12 +129,17 @@ static void look(void) {
 }
 
 static void trim(size_t keep) {
+    if (team.heap.arena == NULL && team.heap.manager == NULL) {
+        global_trim(keep);
+        return;
+    }
     const fa_status status = team.heap.arena != NULL ? fa_arena_trim(team.heap.arena, keep)
                                                      : fa_manager_trim(team.heap.manager, keep);
     if (status != FA_OK) team.errors++;
 }
 
 static bool is_whole(void) {
+    if (team.heap.arena == NULL && team.heap.manager == NULL) return global_is_whole();
     return team.heap.arena != NULL ? fa_arena_is_valid(team.heap.arena) : fa_manager_is_valid(team.heap.manager);
 }
 
@@ -101,11 +147,13 @@ static bool is_whole(void) {
 static void fork_here(void) {
     const fa_arena *arena = team.heap.arena;
     if (arena != NULL) fa_arena_fork_prepare(team.heap.arena);
-    else fa_manager_fork_prepare(team.heap.manager);
+    else if (team.heap.manager != NULL) fa_manager_fork_prepare(team.heap.manager);
+    else global_fork(0);
     const pid_t child = fork();
     if (child == 0) {
         if (arena != NULL) fa_arena_fork_child(team.heap.arena);
-        else fa_manager_fork_child(team.heap.manager);
+        else if (team.heap.manager != NULL) fa_manager_fork_child(team.heap.manager);
+        else global_fork(2);
         bool good = team.heap.arena != NULL && !team.heap.tracked ? true : is_whole();
         for (size_t i = 0; i < 20 && good; i++) {
             parcel block = {heap_alloc(100 * i, false), 100 * i, i};
@@ -116,7 +164,8 @@ static void fork_here(void) {
         _exit(good && team.errors == 0 ? 0 : 1);
     }
     if (arena != NULL) fa_arena_fork_parent(team.heap.arena);
-    else fa_manager_fork_parent(team.heap.manager);
+    else if (team.heap.manager != NULL) fa_manager_fork_parent(team.heap.manager);
+    else global_fork(1);
     int status = -1;
     if (child < 0 || waitpid(child, &status, 0) != child || status != 0) team.errors++;
     team.forks++;
@@ -178,7 +227,9 @@ static void run_teams(arena_or_manager heap) {
         empty_boxes(false);
         CHECK(is_whole());
         if (heap.arena != NULL && !heap.tracked) CHECK(fa_arena_reset(heap.arena) == FA_OK);
-        const uint64_t live = heap.arena != NULL ? arena_stats(heap.arena).live : manager_stats(heap.manager).live;
+        const uint64_t live = heap.arena != NULL     ? arena_stats(heap.arena).live
+                              : heap.manager != NULL ? manager_stats(heap.manager).live
+                                                     : global_live();
         CHECK(live == 0);
         pthread_mutex_destroy(&team.lock);
         pthread_rwlock_destroy(&team.phase);
@@ -209,5 +260,22 @@ static void run_manager(unsigned flags) {
 }
 TEST(stress_of_a_locked_manager) { run_manager(0); }
 TEST(stress_of_a_hardened_manager) { run_manager(FA_HARDENED); }
+
+#if defined(FA_HAS_GLOBAL)
+static bool want_hardened;
+void fa_global_before_first(fa_global_options *options) {
+    options->hardened = want_hardened;
+    options->cache_limit = 4 * MIB;
+}
+
+static void run_global(bool hardened) {
+    want_hardened = hardened;
+    global_free(global_alloc(1, false));
+    SKIP_IF(fa_global_is_hardened() != hardened, "this process has decided otherwise");
+    run_teams((arena_or_manager){.arena = NULL});
+}
+TEST(stress_of_the_global_allocator) { run_global(false); }
+TEST(stress_of_the_hardened_global_allocator) { run_global(true); }
+#endif
 
 int main(int argc, char **argv) { return tap_main(argc, argv); }
