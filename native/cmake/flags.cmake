@@ -63,6 +63,7 @@ elseif(NOT FA_SANITIZE STREQUAL "")
 endif()
 if(FA_COVERAGE)
   target_compile_options(fa_flags INTERFACE --coverage -fprofile-update=atomic)
+  target_compile_definitions(fa_flags INTERFACE FA_COVERAGE)
   target_link_options(fa_flags INTERFACE --coverage)
 endif()
 # Every branch is seen by libFuzzer, in the library too.

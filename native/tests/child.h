@@ -31,6 +31,14 @@
 #endif
 #define NO_FORK "there is no fork here"
 
+/* Counts of lines, which only exit writes: a child ends otherwise. */
+#if defined(FA_COVERAGE)
+void __gcov_dump(void);
+static void write_counts(void) { __gcov_dump(); }
+#else
+static void write_counts(void) {}
+#endif
+
 typedef struct child_end {
     int exit_status; /* -1 if a signal ended it */
     int signal;      /* 0 if it exited */
@@ -105,6 +113,17 @@ __attribute__((unused)) static child_end run_in_child(int (*run)(void *), void *
 
 #else
 
+#if defined(FA_COVERAGE)
+static void count_and_die(int number) {
+    signal(number, SIG_DFL);
+    write_counts();
+    raise(number);
+}
+#define CHILD_DEATH count_and_die
+#else
+#define CHILD_DEATH SIG_DFL
+#endif
+
 /* `run` returns the exit status of the child. Its standard error is caught; the sanitizers' signal handlers are off. */
 __attribute__((unused)) static child_end run_in_child(int (*run)(void *), void *argument) {
     child_end end = {-1, 0, ""};
@@ -119,11 +138,12 @@ __attribute__((unused)) static child_end run_in_child(int (*run)(void *), void *
         close(ends[0]);
         close(ends[1]);
         setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
-        signal(SIGSEGV, SIG_DFL);
-        signal(SIGBUS, SIG_DFL);
-        signal(SIGABRT, SIG_DFL);
+        signal(SIGSEGV, CHILD_DEATH);
+        signal(SIGBUS, CHILD_DEATH);
+        signal(SIGABRT, CHILD_DEATH);
         const int result = run(argument);
         fflush(stdout);
+        write_counts();
         _exit(tap_failed ? 99 : result);
     }
     close(ends[1]);

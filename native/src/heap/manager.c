@@ -79,7 +79,7 @@ struct fa_manager {
     uint64_t large, cache_hits, moved, failures;
     uint64_t large_bytes; /* mapped by live large blocks */
     size_t small_end;     /* one more than the largest block that pool and slabs may hold; 0 if hardened */
-    fa_hardened *hardened; /* null, or what does all the work: pool, slabs, table and cache are empty then */
+    fa_strict *hardened; /* null, or what does all the work: pool, slabs, table and cache are empty then */
     fa_pages pages;       /* bytes 0: no run was needed yet, or runs_failed */
     uint64_t run_live;
     uint64_t looked_at;   /* milliseconds, when runs that are too old were last looked for */
@@ -184,7 +184,7 @@ FA_APART static void *malloc_anywhere(fa_manager *manager, size_t size) {
         unlock(manager);
         if (FA_LIKELY(block != NULL)) return block;
     }
-    if (manager->hardened != NULL) return fa_hardened_alloc(manager->hardened, FA_MIN_ALIGNMENT, size);
+    if (manager->hardened != NULL) return fa_strict_alloc(manager->hardened, FA_MIN_ALIGNMENT, size);
     return alloc_slow(manager, FA_MIN_ALIGNMENT, size, false, 0);
 }
 
@@ -222,15 +222,15 @@ fa_status fa_manager_try_free(fa_manager *manager, void *block) {
 }
 
 FA_COLD static void report(const fa_manager *manager, const char *call, fa_status status, const void *block) {
-    if (manager->hardened != NULL) fa_hardened_report(manager->hardened, call, block);
+    if (manager->hardened != NULL) fa_strict_report(manager->hardened, call, block);
     else fa_report(&manager->reporter, call, status, block);
 }
 
 /* Locked managers, full magazines, what is in neither pool nor slabs, and what is no block. */
 FA_APART static void free_anywhere(fa_manager *manager, void *block) {
-    fa_hardened *hardened = manager->hardened;
+    fa_strict *hardened = manager->hardened;
     if (block == NULL) return;
-    fa_status status = hardened == NULL ? fa_manager_try_free(manager, block) : fa_hardened_free(hardened, block);
+    fa_status status = hardened == NULL ? fa_manager_try_free(manager, block) : fa_strict_free(hardened, block);
     if (FA_UNLIKELY(status != FA_OK)) report(manager, "free", status, block);
 }
 
@@ -322,7 +322,7 @@ fa_manager *fa_manager_create(const fa_manager_options *options, fa_status *stat
                                       .context = options->corruption_context,
                                       .heap = "manager",
                                       .name = ""};
-    if (hardened) *status = fa_hardened_create(&manager->hardened, options, &manager->reporter, manager->limit);
+    if (hardened) *status = fa_strict_create(&manager->hardened, options, &manager->reporter, manager->limit);
     if (*status == FA_OK) return manager;
     (void)os->release(manager, mapped);
     return NULL;
@@ -528,7 +528,7 @@ static void *alloc_small(fa_manager *manager, size_t alignment, size_t size, siz
 }
 
 FA_APART static void *alloc_slow(fa_manager *manager, size_t alignment, size_t size, bool zeroed, size_t credit) {
-    if (manager->hardened != NULL) return fa_hardened_alloc(manager->hardened, alignment, size);
+    if (manager->hardened != NULL) return fa_strict_alloc(manager->hardened, alignment, size);
     void *block = size <= FA_SLAB_MAX ? alloc_small(manager, alignment, size, credit) : NULL;
     if (block == NULL && size < manager->large_size && fa_max(size, alignment) > FA_SLAB_MAX)
         block = alloc_run(manager, alignment, size, credit);
@@ -598,7 +598,7 @@ static void retire(fa_manager *manager, void *address, found block) {
 }
 
 FA_APART static fa_status free_slow(fa_manager *manager, void *address) {
-    if (manager->hardened != NULL) return fa_hardened_free(manager->hardened, address);
+    if (manager->hardened != NULL) return fa_strict_free(manager->hardened, address);
     lock(manager);
     if (in_runs(manager, address)) {
         uint32_t page = run_at(manager, address);
@@ -747,7 +747,7 @@ void *fa_manager_try_realloc(fa_manager *manager, void *address, size_t alignmen
     *status = FA_ERR_INVALID;
     if (!fa_is_power_of_two(alignment) || alignment > FA_MAX_ALIGNMENT) return NULL;
     alignment = fa_max(alignment, FA_MIN_ALIGNMENT);
-    if (manager->hardened != NULL) return fa_hardened_realloc(manager->hardened, address, alignment, size, status);
+    if (manager->hardened != NULL) return fa_strict_realloc(manager->hardened, address, alignment, size, status);
     lock(manager);
     *status = look_up(manager, address, &block);
     bool in_place = *status == FA_OK && stays(manager, address, &block, size) &&
@@ -796,7 +796,7 @@ void *fa_realloc(fa_manager *manager, void *block, size_t size) {
 size_t fa_usable_size(const fa_manager *manager, const void *address) {
     found block;
     size_t size;
-    if (manager->hardened != NULL) return fa_hardened_size(manager->hardened, address, &size) ? size : 0;
+    if (manager->hardened != NULL) return fa_strict_size(manager->hardened, address, &size) ? size : 0;
     lock(manager);
     bool live = look_up((fa_manager *)(uintptr_t)manager, address, &block) == FA_OK;
     unlock(manager);
@@ -806,7 +806,7 @@ size_t fa_usable_size(const fa_manager *manager, const void *address) {
 bool fa_owns(const fa_manager *manager, const void *pointer) {
     found block;
     size_t size;
-    if (manager->hardened != NULL) return fa_hardened_size(manager->hardened, pointer, &size);
+    if (manager->hardened != NULL) return fa_strict_size(manager->hardened, pointer, &size);
     lock(manager);
     bool live = look_up((fa_manager *)(uintptr_t)manager, pointer, &block) == FA_OK;
     unlock(manager);
@@ -814,11 +814,11 @@ bool fa_owns(const fa_manager *manager, const void *pointer) {
 }
 
 fa_status fa_manager_check(fa_manager *manager) {
-    return manager->hardened != NULL ? fa_hardened_check(manager->hardened) : FA_ERR_UNSUPPORTED;
+    return manager->hardened != NULL ? fa_strict_check(manager->hardened) : FA_ERR_UNSUPPORTED;
 }
 
 fa_status fa_manager_trim(fa_manager *manager, size_t keep) {
-    if (manager->hardened != NULL) return fa_hardened_trim(manager->hardened, keep);
+    if (manager->hardened != NULL) return fa_strict_trim(manager->hardened, keep);
     fa_evicted evicted;
     evicted.count = 0;
     uint64_t now = manager->os->milliseconds();
@@ -835,7 +835,7 @@ fa_status fa_manager_trim(fa_manager *manager, size_t keep) {
 
 fa_status fa_manager_get_stats(const fa_manager *manager, fa_manager_stats *stats) {
     if (manager->hardened != NULL) {
-        fa_hardened_get_stats(manager->hardened, stats);
+        fa_strict_get_stats(manager->hardened, stats);
         return FA_OK;
     }
     lock(manager);
@@ -870,7 +870,7 @@ fa_status fa_manager_get_stats(const fa_manager *manager, fa_manager_stats *stat
 }
 
 void fa_manager_close(fa_manager *manager) {
-    if (manager->hardened != NULL) fa_hardened_close(manager->hardened);
+    if (manager->hardened != NULL) fa_strict_close(manager->hardened);
     lock(manager);
     manager->closed = true;
     manager->quick = 0;
@@ -878,7 +878,7 @@ void fa_manager_close(fa_manager *manager) {
 }
 
 uint64_t fa_manager_restart_peak(fa_manager *manager, uint64_t *used_now) {
-    if (manager->hardened != NULL) return fa_hardened_restart_peak(manager->hardened, used_now);
+    if (manager->hardened != NULL) return fa_strict_restart_peak(manager->hardened, used_now);
     lock(manager);
     uint64_t peak = manager->peak;
     *used_now = manager->peak = used(manager);
@@ -890,7 +890,7 @@ uint64_t fa_manager_restart_peak(fa_manager *manager, uint64_t *used_now) {
 void fa_manager_destroy(fa_manager *manager) {
     if (manager == NULL) return;
     const fa_os *os = manager->os;
-    if (manager->hardened != NULL) fa_hardened_destroy(manager->hardened);
+    if (manager->hardened != NULL) fa_strict_destroy(manager->hardened);
     size_t position = 0;
     for (fa_slot *slot = fa_table_next(&manager->table, &position); slot != NULL;
          slot = fa_table_next(&manager->table, &position)) {
@@ -912,13 +912,13 @@ void fa_manager_destroy(fa_manager *manager) {
 }
 
 void fa_manager_fork_prepare(fa_manager *manager) {
-    if (manager->hardened != NULL) fa_hardened_lock(manager->hardened);
+    if (manager->hardened != NULL) fa_strict_lock(manager->hardened);
     lock(manager);
 }
 
 void fa_manager_fork_parent(fa_manager *manager) {
     unlock(manager);
-    if (manager->hardened != NULL) fa_hardened_unlock(manager->hardened);
+    if (manager->hardened != NULL) fa_strict_unlock(manager->hardened);
 }
 
 void fa_manager_fork_child(fa_manager *manager) { fa_manager_fork_parent(manager); }
@@ -933,7 +933,7 @@ static void add_pool(const fa_pool *pool, uint64_t *sizes, uint64_t *used, uint6
 }
 
 bool fa_manager_is_valid(const fa_manager *manager) {
-    if (manager->hardened != NULL && !fa_hardened_is_valid(manager->hardened)) return false;
+    if (manager->hardened != NULL && !fa_strict_is_valid(manager->hardened)) return false;
     lock(manager);
     bool valid = fa_pool_is_valid(&manager->pool, 0) && fa_slabs_are_valid(&manager->slabs) &&
                  fa_table_is_valid(&manager->table) && fa_cache_is_valid(&manager->cache);

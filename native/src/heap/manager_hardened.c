@@ -65,7 +65,7 @@ typedef struct waiting {
     uint32_t class;
 } waiting;
 
-struct fa_hardened {
+struct fa_strict {
     fa_lock lock;
     bool locked, closed;
     int64_t limit, headroom; /* limit less the sum of the sizes of live blocks; below 0 only while a block moves */
@@ -92,16 +92,16 @@ struct fa_hardened {
     size_t mapped;           /* bytes of this struct's own mapping */
 };
 
-void fa_hardened_lock(fa_hardened *self) {
+void fa_strict_lock(fa_strict *self) {
     if (self->locked) fa_lock_take(&self->lock, self->os);
 }
 
-void fa_hardened_unlock(fa_hardened *self) {
+void fa_strict_unlock(fa_strict *self) {
     if (self->locked) fa_lock_give(&self->lock);
 }
 
 /* xorshift64*: which freed block is used next, not a secret that opens anything. */
-static uint32_t random_below(fa_hardened *self, uint32_t bound) {
+static uint32_t random_below(fa_strict *self, uint32_t bound) {
     uint64_t x = self->random;
     x ^= x >> 12;
     x ^= x << 25;
@@ -112,18 +112,18 @@ static uint32_t random_below(fa_hardened *self, uint32_t bound) {
 
 /* ---- accounts: the lock is held ------------------------------------------------------------------------------------ */
 
-static bool allowed(const fa_hardened *self, size_t more, size_t credit) {
+static bool allowed(const fa_strict *self, size_t more, size_t credit) {
     return !self->closed && more <= (size_t)PTRDIFF_MAX && (int64_t)more <= self->headroom + (int64_t)credit;
 }
 
-static void enter(fa_hardened *self, size_t size, size_t room) {
+static void enter(fa_strict *self, size_t size, size_t room) {
     self->headroom -= (int64_t)size;
     self->used += room;
     self->allocated++;
     if (self->used > self->peak) self->peak = self->used;
 }
 
-static void leave(fa_hardened *self, size_t size, size_t room) {
+static void leave(fa_strict *self, size_t size, size_t room) {
     self->headroom += (int64_t)size;
     self->used -= room;
     self->freed++;
@@ -135,20 +135,20 @@ static void note(damage *found, const void *address, fa_fault what) {
     if (found->address == NULL) *found = (damage){address, what};
 }
 
-static void set_canaries(const fa_hardened *self, unsigned char *data, size_t size, const unsigned char *end) {
+static void set_canaries(const fa_strict *self, unsigned char *data, size_t size, const unsigned char *end) {
     const fa_canary canary = fa_canary_of(&self->secret, data);
     fa_canary_fill(&canary, data - FA_CANARY, FA_CANARY);
     fa_canary_fill(&canary, data + size, (size_t)(end - data) - size);
 }
 
-static void check_canaries(const fa_hardened *self, const unsigned char *data, size_t size, const unsigned char *end,
+static void check_canaries(const fa_strict *self, const unsigned char *data, size_t size, const unsigned char *end,
                            damage *found) {
     const fa_canary canary = fa_canary_of(&self->secret, data);
     if (FA_UNLIKELY(!fa_canary_holds(&canary, data - FA_CANARY, FA_CANARY))) note(found, data, FA_FAULT_UNDERFLOW);
     if (FA_UNLIKELY(!fa_canary_holds(&canary, data + size, (size_t)(end - data) - size))) note(found, data, FA_FAULT_OVERFLOW);
 }
 
-FA_COLD static void report_damage(const fa_hardened *self, const char *call, const damage *found) {
+FA_COLD static void report_damage(const fa_strict *self, const char *call, const damage *found) {
     fa_report_fault(self->reporter, call, found->what, found->address);
 }
 
@@ -165,18 +165,18 @@ static uint32_t slot_class(size_t alignment, size_t size) {
     return class;
 }
 
-static bool in_slabs(const fa_hardened *self, const void *address) {
+static bool in_slabs(const fa_strict *self, const void *address) {
     return fa_slabs_own(&self->slabs, (const unsigned char *)address - FA_CANARY);
 }
 
 /* The live block whose data begins there. */
-static bool find_slot(const fa_hardened *self, const void *address, fa_slab_place *place) {
+static bool find_slot(const fa_strict *self, const void *address, fa_slab_place *place) {
     const unsigned char *slot = (const unsigned char *)address - FA_CANARY;
     return fa_slabs_find(&self->slabs, slot, place) &&
            self->slabs.sizes[place->number] != resting(self->slabs.kind[place->class].size);
 }
 
-static void *alloc_slot(fa_hardened *self, uint32_t class, size_t size, damage *found) {
+static void *alloc_slot(fa_strict *self, uint32_t class, size_t size, damage *found) {
     fa_slabs *slabs = &self->slabs;
     if (FA_UNLIKELY(fa_slabs_must_refill(slabs, class)) && !fa_slabs_refill(slabs, self->os, class)) return NULL;
     unsigned char *slot = fa_slabs_take(slabs, class, size);
@@ -193,7 +193,7 @@ static void *alloc_slot(fa_hardened *self, uint32_t class, size_t size, damage *
 
 /* ---- blocks without a byte: addresses that nobody can touch ------------------------------------------------------------ */
 
-FA_COLD static bool make_nothing(fa_hardened *self) {
+FA_COLD static bool make_nothing(fa_strict *self) {
     const fa_os *os = self->os;
     size_t bytes = NOTHING_BLOCKS * NOTHING_SIZE, known, size;
     if (self->nothing_failed) return false;
@@ -215,16 +215,16 @@ FA_COLD static bool make_nothing(fa_hardened *self) {
     return true;
 }
 
-static bool in_nothing(const fa_hardened *self, const void *address) { return fa_pool_owns(&self->nothing, address); }
+static bool in_nothing(const fa_strict *self, const void *address) { return fa_pool_owns(&self->nothing, address); }
 
 /* The live block of nothing that is there; or one as good as none, NOTHING_BLOCKS. */
-static size_t find_nothing(const fa_hardened *self, const void *address) {
+static size_t find_nothing(const fa_strict *self, const void *address) {
     const fa_pool *pool = &self->nothing;
     size_t index = fa_pool_index(pool, address);
     return index < pool->count && pool->size_plus_1[index] == 1 ? index : NOTHING_BLOCKS;
 }
 
-static void *alloc_nothing(fa_hardened *self) {
+static void *alloc_nothing(fa_strict *self) {
     if (self->nothing.count == 0 && !make_nothing(self)) return NULL;
     void *block = fa_pool_take(&self->nothing, 0);
     if (block != NULL) enter(self, 0, 0);
@@ -237,7 +237,7 @@ static void *alloc_nothing(fa_hardened *self) {
  * What was freed is named by its number: of a slot, what slabs call it; of a block of nothing, what follows those. It is
  * zero, and not yet to be used again. Another one may be used for it.
  */
-static void rest(fa_hardened *self, uint32_t number, uint32_t class) {
+static void rest(fa_strict *self, uint32_t number, uint32_t class) {
     waiting *place = &self->queue[self->queued], oldest = *place;
     *place = (waiting){number + 1, class};
     self->queued = (self->queued + 1) % QUEUE;
@@ -254,7 +254,7 @@ static void rest(fa_hardened *self, uint32_t number, uint32_t class) {
     fa_slabs_put(&self->slabs, (fa_slab_place){.number = leaving.number_plus_1 - 1, .class = leaving.class});
 }
 
-static void free_slot(fa_hardened *self, fa_slab_place place, unsigned char *data, damage *found) {
+static void free_slot(fa_strict *self, fa_slab_place place, unsigned char *data, damage *found) {
     size_t room = self->slabs.kind[place.class].size, size = fa_slabs_size(&self->slabs, place);
     unsigned char *slot = data - FA_CANARY;
     check_canaries(self, data, size, slot + room, found);
@@ -264,7 +264,7 @@ static void free_slot(fa_hardened *self, fa_slab_place place, unsigned char *dat
     rest(self, place.number, place.class);
 }
 
-static void free_nothing(fa_hardened *self, size_t index) {
+static void free_nothing(fa_strict *self, size_t index) {
     self->nothing.size_plus_1[index] = resting(NOTHING_SIZE);
     leave(self, 0, 0);
     rest(self, (uint32_t)index, NOTHING_CLASS);
@@ -294,23 +294,23 @@ typedef struct mapping {
 } mapping;
 
 /* Where accessible memory ends for so many bytes at `data`. */
-static unsigned char *end_of(const fa_hardened *self, unsigned char *data, size_t size) {
+static unsigned char *end_of(const fa_strict *self, unsigned char *data, size_t size) {
     uintptr_t end = (uintptr_t)data + fa_max(size, 1) + self->pad;
     return data + (((end + self->page - 1) & ~(uintptr_t)(self->page - 1)) - (uintptr_t)data);
 }
 
-static unsigned char *open_of(const fa_hardened *self, unsigned char *data) {
+static unsigned char *open_of(const fa_strict *self, unsigned char *data) {
     uintptr_t first = (uintptr_t)data - FA_CANARY;
     return data - ((uintptr_t)data - (first & ~(uintptr_t)(self->page - 1)));
 }
 
-static uint64_t pack(const fa_hardened *self, const mapping *block) {
+static uint64_t pack(const fa_strict *self, const mapping *block) {
     uint64_t lead = (size_t)(block->open - block->base) / self->page;
     uint64_t tail = (block->total - (size_t)(block->end - block->base)) / self->page;
     return (uint64_t)block->size | lead << LEAD_SHIFT | tail << TAIL_SHIFT;
 }
 
-static mapping unpack(const fa_hardened *self, const fa_slot *slot) {
+static mapping unpack(const fa_strict *self, const fa_slot *slot) {
     mapping block = {.data = (unsigned char *)slot->address};
     block.size = (size_t)(slot->value & ((UINT64_C(1) << LEAD_SHIFT) - 1));
     block.open = open_of(self, block.data);
@@ -323,7 +323,7 @@ static mapping unpack(const fa_hardened *self, const fa_slot *slot) {
 static size_t accessible(const mapping *block) { return (size_t)(block->end - block->open); }
 
 /* The bytes a mapping for this block needs; 0 if there can be none. In eighths of a power of two, so that the cache fits. */
-static size_t mapping_size(const fa_hardened *self, size_t alignment, size_t size) {
+static size_t mapping_size(const fa_strict *self, size_t alignment, size_t size) {
     if (size > MAX_SIZE) return 0;
     size_t step = (size_t)1 << (fa_log2(fa_max(size, 2) - 1) - fa_min(LARGE_STEPS_LOG2, fa_log2(fa_max(size, 2) - 1)));
     size_t unit = fa_max(fa_min(step, MAX_WASTE * self->page), self->page);
@@ -333,7 +333,7 @@ static size_t mapping_size(const fa_hardened *self, size_t alignment, size_t siz
 }
 
 /* Puts a block into a mapping, its end against the guard. */
-static mapping place(const fa_hardened *self, const fa_cached *where, size_t alignment, size_t size) {
+static mapping place(const fa_strict *self, const fa_cached *where, size_t alignment, size_t size) {
     mapping block = {.size = size, .base = where->address, .total = where->size};
     unsigned char *end = block.base + block.total - self->guard;
     uintptr_t data = fa_align_down((uintptr_t)end - self->pad - fa_max(size, 1), alignment);
@@ -344,7 +344,7 @@ static mapping place(const fa_hardened *self, const fa_cached *where, size_t ali
 }
 
 /* A random one of the cached mappings that fit and have rested. */
-static bool take_rested(fa_hardened *self, size_t total, fa_cached *taken) {
+static bool take_rested(fa_strict *self, size_t total, fa_cached *taken) {
     fa_cache *cache = &self->cache;
     uint32_t rested = cache->count > RESTING ? cache->count - RESTING : 0, fit = 0;
     size_t most = total + fa_min(total / FA_CACHE_WASTE, MAX_WASTE / 2 * self->page);
@@ -357,51 +357,51 @@ static bool take_rested(fa_hardened *self, size_t total, fa_cached *taken) {
 }
 
 /* What leaves the cache gives its memory back; its addresses are kept for a while. Nobody can touch them. */
-static void bury(fa_hardened *self, const fa_evicted *evicted) {
+static void bury(fa_strict *self, const fa_evicted *evicted) {
     const fa_os *os = self->os;
     for (uint32_t i = 0; i < evicted->count; i++) {
         fa_cached leaving = evicted->entry[i];
         bool keep = self->guard != 0 && os->lazy_commit && leaving.size <= MAX_GRAVE;
         if (keep && os->decommit(leaving.address, leaving.size) == 0) {
-            fa_hardened_lock(self);
+            fa_strict_lock(self);
             fa_cached *grave = &self->grave[self->graves], now = leaving;
             leaving = *grave;
             *grave = now;
             self->graves = (self->graves + 1) % GRAVES;
             self->buried += now.size - leaving.size;
-            fa_hardened_unlock(self);
+            fa_strict_unlock(self);
         }
         if (leaving.address != NULL) (void)os->release(leaving.address, leaving.size);
     }
 }
 
 /* Gives all those addresses back. */
-static void empty_graves(fa_hardened *self) {
+static void empty_graves(fa_strict *self) {
     fa_cached leaving[GRAVES];
-    fa_hardened_lock(self);
+    fa_strict_lock(self);
     memcpy(leaving, self->grave, sizeof leaving);
     memset(self->grave, 0, sizeof self->grave);
     self->buried = 0;
-    fa_hardened_unlock(self);
+    fa_strict_unlock(self);
     for (uint32_t i = 0; i < GRAVES; i++)
         if (leaving[i].address != NULL) (void)self->os->release(leaving[i].address, leaving[i].size);
 }
 
-static bool reserve(fa_hardened *self, size_t total, fa_cached *where) {
+static bool reserve(fa_strict *self, size_t total, fa_cached *where) {
     where->size = total;
     if (self->os->reserve(total, self->page, &where->address) == 0) return true;
     empty_graves(self);
     return self->os->reserve(total, self->page, &where->address) == 0;
 }
 
-static void *alloc_mapping(fa_hardened *self, size_t alignment, size_t size, size_t credit) {
+static void *alloc_mapping(fa_strict *self, size_t alignment, size_t size, size_t credit) {
     const fa_os *os = self->os;
     size_t total = mapping_size(self, alignment, size);
     if (total == 0) return NULL;
     fa_cached where = {.address = NULL};
-    fa_hardened_lock(self);
+    fa_strict_lock(self);
     bool may = allowed(self, size, credit), hit = may && take_rested(self, total, &where);
-    fa_hardened_unlock(self);
+    fa_strict_unlock(self);
     if (!may || (!hit && !reserve(self, total, &where))) return NULL;
 
     mapping block = place(self, &where, alignment, size);
@@ -409,7 +409,7 @@ static void *alloc_mapping(fa_hardened *self, size_t alignment, size_t size, siz
     if (os->commit(block.open, accessible(&block)) == 0) {
         if (!hit && accessible(&block) >= HUGE_PAGE) (void)os->advise_huge(block.open, accessible(&block)); /* a hint */
         set_canaries(self, block.data, size, block.end);
-        fa_hardened_lock(self);
+        fa_strict_lock(self);
         entered = allowed(self, size, credit) && fa_table_insert(&self->table, os, block.data, pack(self, &block));
         if (entered) {
             enter(self, size, accessible(&block));
@@ -418,7 +418,7 @@ static void *alloc_mapping(fa_hardened *self, size_t alignment, size_t size, siz
             self->large++;
             self->cache_hits += hit;
         }
-        fa_hardened_unlock(self);
+        fa_strict_unlock(self);
     }
     if (entered) return block.data;
     (void)os->release(where.address, where.size); /* with canaries, and nothing else in it */
@@ -426,7 +426,7 @@ static void *alloc_mapping(fa_hardened *self, size_t alignment, size_t size, siz
 }
 
 /* Takes a live mapping out of the table; the lock is held. */
-static void forget(fa_hardened *self, fa_slot *slot, const mapping *block) {
+static void forget(fa_strict *self, fa_slot *slot, const mapping *block) {
     fa_table_remove(&self->table, slot);
     leave(self, block->size, accessible(block));
     self->large_open -= accessible(block);
@@ -434,7 +434,7 @@ static void forget(fa_hardened *self, fa_slot *slot, const mapping *block) {
 }
 
 /* Zeroes, closes and caches what forget took out: outside the lock. */
-static void retire(fa_hardened *self, const mapping *block, damage *found) {
+static void retire(fa_strict *self, const mapping *block, damage *found) {
     fa_evicted evicted;
     evicted.count = 0;
     check_canaries(self, block->data, block->size, block->end, found);
@@ -444,44 +444,44 @@ static void retire(fa_hardened *self, const mapping *block, damage *found) {
         return;
     }
     uint64_t now = self->os->milliseconds();
-    fa_hardened_lock(self);
+    fa_strict_lock(self);
     fa_cache_put(&self->cache, block->base, block->total, now, &evicted);
-    fa_hardened_unlock(self);
+    fa_strict_unlock(self);
     bury(self, &evicted);
 }
 
 /* ---- alloc, free, resize --------------------------------------------------------------------------------------------------- */
 
-static void *alloc(fa_hardened *self, size_t alignment, size_t size, size_t credit) {
+static void *alloc(fa_strict *self, size_t alignment, size_t size, size_t credit) {
     damage found = {.address = NULL};
     alignment = fa_max(alignment, ALIGNMENT);
     uint32_t class = slot_class(alignment, size);
     void *block = NULL;
-    fa_hardened_lock(self);
+    fa_strict_lock(self);
     if (FA_LIKELY(class < FA_SLAB_CLASSES && allowed(self, size, credit))) {
         if (FA_UNLIKELY(size == 0 && alignment <= NOTHING_SIZE)) block = alloc_nothing(self);
         if (FA_LIKELY(block == NULL)) block = alloc_slot(self, class, size, &found);
     }
-    fa_hardened_unlock(self);
+    fa_strict_unlock(self);
     if (FA_UNLIKELY(found.address != NULL)) report_damage(self, "reuse", &found);
     if (FA_LIKELY(block != NULL)) return block;
     block = alloc_mapping(self, alignment, size, credit);
     if (block != NULL) return block;
-    fa_hardened_lock(self);
+    fa_strict_lock(self);
     self->failures++;
-    fa_hardened_unlock(self);
+    fa_strict_unlock(self);
     return NULL;
 }
 
-FA_APART void *fa_hardened_alloc(fa_hardened *self, size_t alignment, size_t size) { return alloc(self, alignment, size, 0); }
+FA_APART void *fa_strict_alloc(fa_strict *self, size_t alignment, size_t size) { return alloc(self, alignment, size, 0); }
 
-FA_APART fa_status fa_hardened_free(fa_hardened *self, void *address) {
+FA_APART fa_status fa_strict_free(fa_strict *self, void *address) {
     fa_status status = FA_OK;
     damage found = {.address = NULL};
     fa_slab_place place;
     fa_slot *slot = NULL;
     mapping block;
-    fa_hardened_lock(self);
+    fa_strict_lock(self);
     if (FA_LIKELY(in_slabs(self, address))) {
         if (FA_LIKELY(find_slot(self, address, &place))) free_slot(self, place, address, &found);
         else status = FA_ERR_CORRUPT;
@@ -496,7 +496,7 @@ FA_APART fa_status fa_hardened_free(fa_hardened *self, void *address) {
             forget(self, slot, &block);
         } else status = FA_ERR_FOREIGN;
     }
-    fa_hardened_unlock(self);
+    fa_strict_unlock(self);
     if (slot != NULL) retire(self, &block, &found);
     if (FA_UNLIKELY(found.address != NULL)) report_damage(self, "free", &found);
     return status;
@@ -512,7 +512,7 @@ typedef struct known {
 } known;
 
 /* The lock is held. */
-static fa_status look_up(fa_hardened *self, const void *address, known *block) {
+static fa_status look_up(fa_strict *self, const void *address, known *block) {
     *block = (known){.end = address};
     if (in_slabs(self, address)) {
         fa_slab_place place;
@@ -534,17 +534,17 @@ static fa_status look_up(fa_hardened *self, const void *address, known *block) {
     return FA_OK;
 }
 
-bool fa_hardened_size(fa_hardened *self, const void *address, size_t *size) {
+bool fa_strict_size(fa_strict *self, const void *address, size_t *size) {
     known block;
-    fa_hardened_lock(self);
+    fa_strict_lock(self);
     bool is_live = look_up(self, address, &block) == FA_OK;
-    fa_hardened_unlock(self);
+    fa_strict_unlock(self);
     *size = is_live ? block.size : 0;
     return is_live;
 }
 
 /* Whether the block would get as much room again: then it keeps its place. */
-static bool stays(const fa_hardened *self, const known *block, unsigned char *data, size_t alignment, size_t size) {
+static bool stays(const fa_strict *self, const known *block, unsigned char *data, size_t alignment, size_t size) {
     if (((uintptr_t)data & (alignment - 1)) != 0) return false;
     if (block->nothing) return size == 0;
     if (block->size_plus_1 == NULL) return size > 0 && size <= MAX_SIZE && end_of(self, data, size) == block->end;
@@ -553,7 +553,7 @@ static bool stays(const fa_hardened *self, const known *block, unsigned char *da
 }
 
 /* Changes the size in place; the lock is held. What is between the two sizes becomes zero: data or canary until now. */
-static void resize(fa_hardened *self, unsigned char *data, const known *block, size_t size) {
+static void resize(fa_strict *self, unsigned char *data, const known *block, size_t size) {
     size_t less = fa_min(size, block->size);
     if (block->nothing) return;
     fa_secure_zero(data + less, (size_t)(block->end - data) - less);
@@ -568,28 +568,28 @@ static void resize(fa_hardened *self, unsigned char *data, const known *block, s
 }
 
 /* What is not larger never fails. A mapping, whose size says where it ends, keeps its size then. */
-static void *shrink_here(fa_hardened *self, unsigned char *data, size_t alignment, size_t size) {
+static void *shrink_here(fa_strict *self, unsigned char *data, size_t alignment, size_t size) {
     known block;
     if (((uintptr_t)data & (alignment - 1)) != 0) return NULL;
-    fa_hardened_lock(self);
+    fa_strict_lock(self);
     bool can = look_up(self, data, &block) == FA_OK && size <= block.size;
     if (can && block.size_plus_1 != NULL) resize(self, data, &block, size);
     else if (can) fa_secure_zero(data + size, block.size - size);
-    fa_hardened_unlock(self);
+    fa_strict_unlock(self);
     return can ? data : NULL;
 }
 
-void *fa_hardened_realloc(fa_hardened *self, void *address, size_t alignment, size_t size, fa_status *status) {
+void *fa_strict_realloc(fa_strict *self, void *address, size_t alignment, size_t size, fa_status *status) {
     known block;
     damage found = {.address = NULL};
     alignment = fa_max(alignment, ALIGNMENT);
-    fa_hardened_lock(self);
+    fa_strict_lock(self);
     *status = look_up(self, address, &block);
     bool is_live = *status == FA_OK;
     if (is_live && !block.nothing) check_canaries(self, address, block.size, block.end, &found);
     bool in_place = is_live && stays(self, &block, address, alignment, size) && allowed(self, size, block.size);
     if (in_place) resize(self, address, &block, size);
-    fa_hardened_unlock(self);
+    fa_strict_unlock(self);
     if (FA_UNLIKELY(found.address != NULL)) report_damage(self, "realloc", &found);
     if (!is_live || in_place) return is_live ? address : NULL;
     void *moved = alloc(self, alignment, size, block.size);
@@ -599,12 +599,12 @@ void *fa_hardened_realloc(fa_hardened *self, void *address, size_t alignment, si
         return moved;
     }
     if (found.address != NULL) { /* reported; not again when it is freed */
-        fa_hardened_lock(self);
+        fa_strict_lock(self);
         if (look_up(self, address, &block) == FA_OK) set_canaries(self, address, block.size, block.end);
-        fa_hardened_unlock(self);
+        fa_strict_unlock(self);
     }
     memcpy(moved, address, fa_min(size, block.size));
-    *status = fa_hardened_free(self, address);
+    *status = fa_strict_free(self, address);
     return moved;
 }
 
@@ -623,7 +623,7 @@ static fa_fault classify_slot(const fa_pool *pool, const unsigned char *address)
     return is_live ? FA_FAULT_INSIDE : FA_FAULT_NOT_LIVE;
 }
 
-static fa_fault classify_mapping(const fa_hardened *self, const void *address) {
+static fa_fault classify_mapping(const fa_strict *self, const void *address) {
     size_t position = 0;
     for (const fa_slot *slot = fa_table_next(&self->table, &position); slot != NULL;
          slot = fa_table_next(&self->table, &position)) {
@@ -637,7 +637,7 @@ static fa_fault classify_mapping(const fa_hardened *self, const void *address) {
     return FA_FAULT_FOREIGN;
 }
 
-static fa_fault classify(const fa_hardened *self, const void *address) {
+static fa_fault classify(const fa_strict *self, const void *address) {
     if (fa_slabs_own(&self->slabs, address) && !in_slabs(self, address)) return FA_FAULT_NOT_LIVE; /* the first canary */
     if (in_slabs(self, address)) {
         const unsigned char *slot = (const unsigned char *)address - FA_CANARY;
@@ -649,17 +649,17 @@ static fa_fault classify(const fa_hardened *self, const void *address) {
     return in_nothing(self, address) ? classify_slot(&self->nothing, address) : classify_mapping(self, address);
 }
 
-FA_COLD void fa_hardened_report(fa_hardened *self, const char *call, const void *pointer) {
-    fa_hardened_lock(self);
+FA_COLD void fa_strict_report(fa_strict *self, const char *call, const void *pointer) {
+    fa_strict_lock(self);
     fa_fault what = classify(self, pointer);
-    fa_hardened_unlock(self);
+    fa_strict_unlock(self);
     fa_report_fault(self->reporter, call, what, pointer);
 }
 
 /* ---- looking at everything ------------------------------------------------------------------------------------------------- */
 
 /* The slots of a span that are live have their canaries, all others are zero. */
-static void check_slab(const fa_hardened *self, const fa_pool *pool, damage *found) {
+static void check_slab(const fa_strict *self, const fa_pool *pool, damage *found) {
     for (uint32_t index = 0; index < pool->used && found->address == NULL; index++) {
         unsigned char *slot = pool->blocks + (size_t)index * pool->block_size, *end = slot + pool->block_size;
         if (fa_pool_is_live(pool, index) && pool->size_plus_1[index] != resting(pool->block_size))
@@ -669,18 +669,18 @@ static void check_slab(const fa_hardened *self, const fa_pool *pool, damage *fou
 }
 
 /* A span without a slab: nobody knows any more where its blocks began. */
-static void check_span(const fa_hardened *self, uint32_t number, damage *found) {
+static void check_span(const fa_strict *self, uint32_t number, damage *found) {
     const unsigned char *at = self->slabs.base + ((size_t)(number - 1) << FA_SPAN_LOG2), *end = at + FA_SPAN;
     for (; at < end && found->address == NULL; at += ALIGNMENT)
         if (!fa_is_zero(at, ALIGNMENT)) note(found, at, FA_FAULT_WRITTEN);
 }
 
-static void check_empty_spans(const fa_hardened *self, damage *found) {
+static void check_empty_spans(const fa_strict *self, damage *found) {
     for (uint32_t number = self->slabs.empty; number != 0 && found->address == NULL; number = self->slabs.slab[number - 1].next)
         check_span(self, number, found);
 }
 
-static void check_all(const fa_hardened *self, damage *found) {
+static void check_all(const fa_strict *self, damage *found) {
     for (uint32_t span = 0; span < self->slabs.fresh; span++) check_slab(self, &self->slabs.slab[span].pool, found);
     check_empty_spans(self, found);
     size_t position = 0;
@@ -691,34 +691,34 @@ static void check_all(const fa_hardened *self, damage *found) {
     }
 }
 
-fa_status fa_hardened_check(fa_hardened *self) {
+fa_status fa_strict_check(fa_strict *self) {
     damage found = {.address = NULL};
-    fa_hardened_lock(self);
+    fa_strict_lock(self);
     check_all(self, &found);
-    fa_hardened_unlock(self);
+    fa_strict_unlock(self);
     if (found.address == NULL) return FA_OK;
     report_damage(self, "check", &found);
     return FA_ERR_CORRUPT;
 }
 
 /* What is given back cannot be looked at later. */
-fa_status fa_hardened_trim(fa_hardened *self, size_t keep) {
+fa_status fa_strict_trim(fa_strict *self, size_t keep) {
     damage found = {.address = NULL};
     fa_evicted evicted;
     evicted.count = 0;
     uint64_t now = self->os->milliseconds();
-    fa_hardened_lock(self);
+    fa_strict_lock(self);
     check_empty_spans(self, &found);
     fa_cache_purge(&self->cache, now, keep, &evicted);
     fa_status status = fa_slabs_trim(&self->slabs, self->os, keep - self->cache.bytes);
-    fa_hardened_unlock(self);
+    fa_strict_unlock(self);
     bury(self, &evicted);
     if (found.address != NULL) report_damage(self, "trim", &found);
     return status;
 }
 
-void fa_hardened_get_stats(fa_hardened *self, fa_manager_stats *stats) {
-    fa_hardened_lock(self);
+void fa_strict_get_stats(fa_strict *self, fa_manager_stats *stats) {
+    fa_strict_lock(self);
     uint64_t slabs = (uint64_t)self->slabs.resident << FA_SPAN_LOG2, blocks = self->allocated - self->freed;
     *stats = (fa_manager_stats){
         .requested = (uint64_t)(self->limit - self->headroom),
@@ -738,14 +738,14 @@ void fa_hardened_get_stats(fa_hardened *self, fa_manager_stats *stats) {
         .cache_hits = self->cache_hits,
         .failures = self->failures,
     };
-    fa_hardened_unlock(self);
+    fa_strict_unlock(self);
 }
 
-uint64_t fa_hardened_restart_peak(fa_hardened *self, uint64_t *used_now) {
-    fa_hardened_lock(self);
+uint64_t fa_strict_restart_peak(fa_strict *self, uint64_t *used_now) {
+    fa_strict_lock(self);
     uint64_t peak = self->peak;
     *used_now = self->peak = self->used;
-    fa_hardened_unlock(self);
+    fa_strict_unlock(self);
     return peak;
 }
 
@@ -763,10 +763,10 @@ static void count_pool(const fa_pool *pool, size_t room, fa_manager_stats *sum, 
     }
 }
 
-bool fa_hardened_is_valid(fa_hardened *self) {
+bool fa_strict_is_valid(fa_strict *self) {
     fa_manager_stats sum = {.live = 0};
     uint64_t rested = 0, in_quarantine = 0, open = 0, mapped = 0, buried = 0;
-    fa_hardened_lock(self);
+    fa_strict_lock(self);
     bool valid = fa_slabs_are_valid(&self->slabs) && fa_pool_is_valid(&self->nothing, 0) && fa_table_is_valid(&self->table) &&
                  fa_cache_is_valid(&self->cache);
     for (uint32_t span = 0; span < self->slabs.fresh; span++)
@@ -789,15 +789,15 @@ bool fa_hardened_is_valid(fa_hardened *self) {
     valid = valid && sum.live == self->allocated - self->freed && sum.requested == (uint64_t)(self->limit - self->headroom) &&
             sum.used + open == self->used && open == self->large_open && mapped == self->large_mapped &&
             in_quarantine == rested && buried == self->buried && self->headroom >= 0 && self->used <= self->peak;
-    fa_hardened_unlock(self);
+    fa_strict_unlock(self);
     return valid;
 }
 
 /* ---- beginning and end ----------------------------------------------------------------------------------------------------- */
 
-fa_status fa_hardened_create(fa_hardened **made, const fa_manager_options *options, const fa_reporter *reporter, int64_t limit) {
+fa_status fa_strict_create(fa_strict **made, const fa_manager_options *options, const fa_reporter *reporter, int64_t limit) {
     const fa_os *os = reporter->os;
-    fa_hardened start = {.os = os, .reporter = reporter, .limit = limit, .headroom = limit, .page = os->page_size()};
+    fa_strict start = {.os = os, .reporter = reporter, .limit = limit, .headroom = limit, .page = os->page_size()};
     void *memory;
     if (fa_canary_draw(&start.secret, os) != 0 || os->random(&start.random, sizeof start.random) != 0)
         return FA_ERR_UNSUPPORTED;
@@ -820,15 +820,15 @@ fa_status fa_hardened_create(fa_hardened **made, const fa_manager_options *optio
     return FA_OK;
 }
 
-void fa_hardened_close(fa_hardened *self) {
-    fa_hardened_lock(self);
+void fa_strict_close(fa_strict *self) {
+    fa_strict_lock(self);
     self->closed = true;
-    fa_hardened_unlock(self);
+    fa_strict_unlock(self);
 }
 
-void fa_hardened_destroy(fa_hardened *self) {
+void fa_strict_destroy(fa_strict *self) {
     const fa_os *os = self->os;
-    (void)fa_hardened_check(self);
+    (void)fa_strict_check(self);
     size_t position = 0;
     for (const fa_slot *slot = fa_table_next(&self->table, &position); slot != NULL;
          slot = fa_table_next(&self->table, &position)) {

@@ -10,30 +10,30 @@
 #include "fastalloc.h"
 #include "report.h"
 
-typedef struct fa_hardened fa_hardened;
+typedef struct fa_strict fa_strict;
 
 /* `limit` is at most 2^62. FA_ERR_UNSUPPORTED without random bytes: a canary that can be guessed is none. */
-fa_status fa_hardened_create(fa_hardened **made, const fa_manager_options *options, const fa_reporter *reporter, int64_t limit);
-void fa_hardened_destroy(fa_hardened *hardened);
+fa_status fa_strict_create(fa_strict **made, const fa_manager_options *options, const fa_reporter *reporter, int64_t limit);
+void fa_strict_destroy(fa_strict *hardened);
 
 /* As fa_manager_alloc_zeroed, and so on; the alignment is a power of two in its bounds. Damage goes to the reporter. */
-void *fa_hardened_alloc(fa_hardened *hardened, size_t alignment, size_t size);
-fa_status fa_hardened_free(fa_hardened *hardened, void *block);
-void *fa_hardened_realloc(fa_hardened *hardened, void *block, size_t alignment, size_t size, fa_status *status);
+void *fa_strict_alloc(fa_strict *hardened, size_t alignment, size_t size);
+fa_status fa_strict_free(fa_strict *hardened, void *block);
+void *fa_strict_realloc(fa_strict *hardened, void *block, size_t alignment, size_t size, fa_status *status);
 
 /* What is wrong with a pointer that `call` refused. */
-void fa_hardened_report(fa_hardened *hardened, const char *call, const void *pointer);
+void fa_strict_report(fa_strict *hardened, const char *call, const void *pointer);
 
 /* False if it is not a live block. */
-bool fa_hardened_size(fa_hardened *hardened, const void *block, size_t *size);
+bool fa_strict_size(fa_strict *hardened, const void *block, size_t *size);
 
-fa_status fa_hardened_check(fa_hardened *hardened);
-fa_status fa_hardened_trim(fa_hardened *hardened, size_t keep);
-void fa_hardened_get_stats(fa_hardened *hardened, fa_manager_stats *stats);
-void fa_hardened_close(fa_hardened *hardened);
-uint64_t fa_hardened_restart_peak(fa_hardened *hardened, uint64_t *used_now);
-void fa_hardened_lock(fa_hardened *hardened);
-void fa_hardened_unlock(fa_hardened *hardened);
-bool fa_hardened_is_valid(fa_hardened *hardened);
+fa_status fa_strict_check(fa_strict *hardened);
+fa_status fa_strict_trim(fa_strict *hardened, size_t keep);
+void fa_strict_get_stats(fa_strict *hardened, fa_manager_stats *stats);
+void fa_strict_close(fa_strict *hardened);
+uint64_t fa_strict_restart_peak(fa_strict *hardened, uint64_t *used_now);
+void fa_strict_lock(fa_strict *hardened);
+void fa_strict_unlock(fa_strict *hardened);
+bool fa_strict_is_valid(fa_strict *hardened);
 
 #endif
