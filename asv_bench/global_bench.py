@@ -357,7 +357,7 @@ def judge(target: Target, table: dict[str, dict[str, tuple[float, float]]]) -> t
         cost = 1 / values[HARDENED][1]
         return cost <= target.factor, f"{cost:.2f} x"
     peers = {name: found for name, found in values.items() if name not in {"fastalloc", HARDENED}}
-    name = min(peers, key=lambda each: peers[each][0]) if target.peer == "best" else target.peer
+    name = min(peers, key=lambda each: peers[each][0], default="a peer") if target.peer == "best" else target.peer
     if name not in peers:
         return True, f"{name} was not run"
     met = peers[name][1] <= target.factor

@@ -458,6 +458,27 @@ TEST(blocks_change_hands) {
     CHECK(stats_now().live == live && fa_global_is_valid());
 }
 
+/* Neighbours in a new span are armed at the same time. */
+static void *use_new_spans(void *unused) {
+    enum { BLOCKS = 2000 };
+    unsigned char *block[BLOCKS];
+    for (int round = 0; round < (SLOW ? 2 : 40); round++) {
+        for (int i = 0; i < BLOCKS; i++) block[i] = got(fa_global_alloc(24));
+        for (int i = 0; i < BLOCKS; i++) fa_global_free(block[i]);
+    }
+    return unused;
+}
+
+TEST(neighbours_are_armed_at_the_same_time) {
+    for (int round = 0; round < (SLOW ? 2 : 20); round++) {
+        pthread_t thread[THREADS];
+        for (unsigned i = 0; i < THREADS; i++) CHECK(pthread_create(&thread[i], NULL, use_new_spans, NULL) == 0);
+        for (unsigned i = 0; i < THREADS; i++) CHECK(pthread_join(thread[i], NULL) == 0);
+        (void)fa_global_trim(true);
+    }
+    CHECK(fa_global_is_valid());
+}
+
 static int exchange_in_child(void *unused) {
     (void)unused;
     if (!UNDER_TSAN) exchange_on_threads(); /* which cannot make threads in a child of a program that had some */

@@ -18,6 +18,9 @@ from fastalloc.cli.live import read_process
 from .conftest import HERE, ROOT, Carried, clean_environment, preloaded, read_reports, tool
 from .inputs import QUERIES, history, numbers
 
+EITHER_WAY = pytest.mark.parametrize("options", [(), ("--hardened",)], ids=["", "hardened"])
+"""As it is, and where misuse would end the program: it has none."""
+
 
 def test_node(carry: Carried) -> None:
     carry(tool("node"), HERE / "work.js", blocks=10_000)
@@ -39,20 +42,22 @@ def test_ruby(carry: Carried) -> None:
     carry(tool("ruby"), "-e", program, blocks=10_000)
 
 
-def test_a_rust_binary_with_threads(carry: Carried, compiled: Callable[..., Path]) -> None:
+@EITHER_WAY
+def test_a_rust_binary_with_threads(carry: Carried, compiled: Callable[..., Path], options: tuple[str, ...]) -> None:
     program = compiled("work.rs", tool("rustc"), "-Copt-level=1", "-Cdebuginfo=0")
-    ours = carry(program, blocks=100_000)
+    ours = carry(program, blocks=100_000, options=options)
     assert ours.reports[0]["heaps"] >= 8
 
 
 # ---- SQLite ----------------------------------------------------------------------------------------------------------
 
 
-def test_sqlite(carry: Carried) -> None:
+@EITHER_WAY
+def test_sqlite(carry: Carried, options: tuple[str, ...]) -> None:
     def prepare(directory: Path) -> None:
         (directory / "numbers.csv").write_text(numbers(100_000))
 
-    ours = carry(tool("sqlite3"), "import.db", stdin=QUERIES, prepare=prepare, blocks=100_000)
+    ours = carry(tool("sqlite3"), "import.db", stdin=QUERIES, prepare=prepare, blocks=100_000, options=options)
     assert ours.output.splitlines()[-1] == "ok"
 
 
@@ -87,17 +92,20 @@ def objects(directory: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(directory.rglob("*.o"))}
 
 
-def compile_project(carry: Carried, tmp_path: Path, sources: list[Path], blocks: int) -> None:
+def compile_project(
+    carry: Carried, tmp_path: Path, sources: list[Path], blocks: int, options: tuple[str, ...] = ()
+) -> None:
     flags = f"-std=c11 -O2 -fPIC -pthread -I{ROOT}/native/include -I{ROOT}/native/src"
     steps = " && ".join(f"{tool('gcc')} {flags} -c {source} -o {source.stem}.o" for source in sources)
-    carry("sh", "-ec", f"{steps} && sha256sum *.o", blocks=blocks, timeout=300)
+    carry("sh", "-ec", f"{steps} && sha256sum *.o", blocks=blocks, timeout=300, options=options)
     plain, ours = (objects(tmp_path / name) for name in ("plain", "fastalloc"))
     assert len(plain) == len(sources)
     assert ours == plain
 
 
-def test_gcc_compiles_a_file_of_this_project(carry: Carried, tmp_path: Path) -> None:
-    compile_project(carry, tmp_path, [ROOT / "native/src/heap/arena.c"], blocks=20_000)
+@EITHER_WAY
+def test_gcc_compiles_a_file_of_this_project(carry: Carried, tmp_path: Path, options: tuple[str, ...]) -> None:
+    compile_project(carry, tmp_path, [ROOT / "native/src/heap/arena.c"], blocks=20_000, options=options)
 
 
 @pytest.mark.long

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT, Carry, clean_environment, preloaded, read_reports
+from .conftest import ROOT, Carried, Carry, clean_environment, preloaded, read_reports
 
 # ---- CPython ---------------------------------------------------------------------------------------------------------
 
@@ -93,6 +93,28 @@ def test_cpython(run_both: Carry, tmp_path: Path, module: str) -> None:
 # ---- NumPy -----------------------------------------------------------------------------------------------------------
 
 NUMPY = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+
+
+WORK = """
+import hashlib, threading, numpy as np
+sums = []
+def work(seed):
+    draw, sum = np.random.default_rng(seed), hashlib.sha256()
+    for n in range(1, 60):
+        a = draw.random((n * 7, n * 11))
+        words = sorted(str(x) for x in range(n * 30))
+        sum.update(np.sort((a.T @ a + a.mean()).round(6), axis=0).tobytes() + "".join(words).encode())
+    sums.append((seed, sum.hexdigest()))
+threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+print(sorted(sums))
+"""
+
+
+def test_numpy_in_threads_hardened(carry: Carried) -> None:
+    one = {"OPENBLAS_NUM_THREADS": "1"}  # sums in the same order
+    carry(sys.executable, "-c", WORK, blocks=20_000, options=("--hardened",), environment=one)
 
 
 def numpy_tests(run_both: Carry, tmp_path: Path, *selection: str, timeout: int) -> None:

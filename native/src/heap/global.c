@@ -457,6 +457,7 @@ static void make_blank(fa_heap *heap) {
     blank->next = heap;
     for (uint32_t class = 0; class < FA_GLOBAL_CLASSES; class++) STORE(blank->bin[class].bottom, (void **)UINTPTR_MAX);
     heap->random = (uint64_t)(uintptr_t)heap | 1;
+    fa_hardened_resume(heap);
 }
 
 /* The heap of this thread, or null. */
@@ -874,6 +875,10 @@ static void steal(fa_heap *heap, bool all) {
     void **from[FA_GLOBAL_CLASSES], **to[FA_GLOBAL_CLASSES];
     bool any = false;
     fa_lock_take(&heap->lock, global.os);
+    if (fa_is_hardened() && !fa_hardened_halt(heap)) {
+        fa_lock_give(&heap->lock);
+        return;
+    }
     for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) {
         fa_bin *bin = &heap->bin[class];
         bool idle = is_idle(heap, class);
@@ -897,6 +902,7 @@ static void steal(fa_heap *heap, bool all) {
         }
         STORE(bin->bottom, top);
     }
+    if (fa_is_hardened()) fa_hardened_resume(heap);
     fa_lock_give(&heap->lock);
 }
 
@@ -980,7 +986,10 @@ void fa_global_fork_prepare(void) {
     ensure_begun();
     fa_lock_take(&global.trim_lock, global.os);
     fa_lock_take(&global.heaps_lock, global.os);
-    for (fa_heap *heap = all_heaps(); heap != NULL; heap = heap->next) fa_lock_take(&heap->lock, global.os);
+    for (fa_heap *heap = all_heaps(); heap != NULL; heap = heap->next) {
+        fa_lock_take(&heap->lock, global.os);
+        if (fa_is_hardened()) (void)fa_hardened_halt(heap);
+    }
     for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) fa_lock_take(&global.central[class].lock, global.os);
     fa_lock_take(&global.pages_lock, global.os);
     fa_lock_take(&global.large.lock, global.os);
@@ -992,7 +1001,10 @@ void fa_global_fork_parent(void) {
     fa_lock_give(&global.large.lock);
     fa_lock_give(&global.pages_lock);
     for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) fa_lock_give(&global.central[class].lock);
-    for (fa_heap *heap = all_heaps(); heap != NULL; heap = heap->next) fa_lock_give(&heap->lock);
+    for (fa_heap *heap = all_heaps(); heap != NULL; heap = heap->next) {
+        if (fa_is_hardened()) fa_hardened_resume(heap);
+        fa_lock_give(&heap->lock);
+    }
     fa_lock_give(&global.heaps_lock);
     fa_lock_give(&global.trim_lock);
 }

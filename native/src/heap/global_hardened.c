@@ -23,14 +23,13 @@
  * Invariants: a word of canary is written once, by whoever is the first to use its block or the one behind; states are FRESH
  * (never used, zero), FREE (zero but for the word), BUSY (on its way between two), or the size + LIVE. A large block is in the
  * table, or held, or on its way.
- * Thread rule: any. The lock of a thread's heap is held while its vault changes, the lock here while a large block changes hands,
+ * Thread rule: any. A thread's heap is its own, or locked, while its vault changes; the lock here is held while a large block changes hands,
  * none while a block is looked at, so a fork finds nothing half done but blocks that are BUSY. Reports are made without a lock.
- * Cost: a malloc and a free read and write the whole block once, and take a lock each; a large block is two system calls.
+ * Cost: a malloc and a free read and write the whole block once; one atomic operation; a large block is two system calls.
  */
 #include "global_parts.h"
 
 #include "mem/canary.h"
-#include "mem/wipe.h"
 #include "report.h"
 
 #define WORD sizeof(uint64_t)
@@ -161,6 +160,16 @@ static inline spot find_spot(const void *pointer) {
     return found;
 }
 
+/* The same for what is known to be one. */
+static inline spot spot_of(unsigned char *block, uint32_t class) {
+    const fa_pages *pages = &fa_the_heap.pages;
+    const shape *form = &hard.shapes[class];
+    uint32_t first = pages->run[fa_pages_of(pages, block)].first;
+    size_t offset = (size_t)(block - (unsigned char *)fa_pages_address(pages, first));
+    uint32_t index = (uint32_t)((uint64_t)offset * form->reciprocal >> 32);
+    return (spot){.state = &hard.states[(size_t)first * PAGE_STATES + index], .start = block, .class = class, .size = form->size};
+}
+
 bool fa_hardened_span(uint32_t first, bool zero) {
     const fa_os *os = fa_the_heap.os;
     const fa_run *run = &fa_the_heap.pages.run[first];
@@ -190,32 +199,85 @@ static inline uint64_t slack_of(const unsigned char *block) {
     return (fa_canary_of(&hard.secret, block).word[0] & 0xFF) * 0x0101010101010101U;
 }
 
-/* Of the last eight bytes before the word, those that are slack; there are eight before every word. */
-static inline uint64_t slack_mask(size_t slack) {
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    return slack == 0 ? 0 : UINT64_MAX >> (64 - 8 * slack);
-#else
-    return slack == 0 ? 0 : UINT64_MAX << (64 - 8 * slack);
-#endif
+/*
+ * Sizes follow no pattern, and a loop whose end cannot be foreseen costs more than what it does. So the last 16 bytes before the word
+ * are seen through a mask, all at once; and blocks of some lines are looked at, and zeroed, in as many steps as the
+ * largest of them needs, the last ones at the same place.
+ */
+typedef struct window {
+    uint64_t word[2];
+} window;
+
+static inline window load_window(const void *at) {
+    window seen;
+    memcpy(&seen, at, sizeof seen);
+    return seen;
 }
 
-/* `end` is where the word begins. */
-static inline void fill_slack(unsigned char *end, size_t slack, uint64_t pattern) {
-    uint64_t mask = slack < WORD ? slack_mask(slack) : UINT64_MAX, last = (fa_load_word(end - WORD) & ~mask) | (pattern & mask);
-    memcpy(end - WORD, &last, WORD);
-    for (size_t at = WORD; at < slack; at += WORD) memcpy(end - fa_min(at + WORD, slack), &pattern, WORD);
+/* All bits of the last `count` bytes, up to 16. */
+static inline window last_bytes(size_t count) {
+    static const unsigned char bytes[2 * sizeof(window)] = {
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
+    return load_window(bytes + count);
 }
 
-static inline bool slack_holds(const unsigned char *end, size_t slack, uint64_t pattern) {
-    uint64_t damage = (fa_load_word(end - WORD) ^ pattern) & (slack < WORD ? slack_mask(slack) : UINT64_MAX);
-    for (size_t at = WORD; at < slack; at += WORD) damage |= fa_load_word(end - fa_min(at + WORD, slack)) ^ pattern;
+#define STEPPED_MIN 32U
+#define STEPPED_MAX (9 * sizeof(window))
+static inline bool is_stepped(const spot *at) { return at->size - STEPPED_MIN <= STEPPED_MAX - STEPPED_MIN; }
+static inline size_t step(const spot *at, size_t number) {
+    return fa_min(number * sizeof(window), at->size - WORD - sizeof(window));
+}
+
+/* The word is not touched. A block of 16 bytes has no more than eight before it. */
+static inline void fill_slack(const spot *at, size_t size, uint64_t pattern) {
+    unsigned char *end = at->start + at->size - WORD;
+    size_t slack = at->size - WORD - size;
+    window mask = last_bytes(fa_min(slack, sizeof mask)), new;
+    if (FA_UNLIKELY(at->size < STEPPED_MIN)) {
+        uint64_t low = (fa_load_word(end - WORD) & ~mask.word[1]) | (pattern & mask.word[1]);
+        memcpy(end - WORD, &low, WORD);
+        return;
+    }
+    new = load_window(end - sizeof new);
+    new.word[0] = (new.word[0] & ~mask.word[0]) | (pattern & mask.word[0]);
+    new.word[1] = (new.word[1] & ~mask.word[1]) | (pattern & mask.word[1]);
+    memcpy(end - sizeof new, &new, sizeof new);
+    for (size_t done = sizeof new; done < slack; done += WORD) memcpy(end - fa_min(done + WORD, slack), &pattern, WORD);
+}
+
+static inline bool slack_holds(const spot *at, size_t size, uint64_t pattern) {
+    const unsigned char *end = at->start + at->size - WORD;
+    size_t slack = at->size - WORD - size;
+    window mask = last_bytes(fa_min(slack, sizeof mask)), seen;
+    if (FA_UNLIKELY(at->size < STEPPED_MIN)) return ((fa_load_word(end - WORD) ^ pattern) & mask.word[1]) == 0;
+    seen = load_window(end - sizeof seen);
+    uint64_t damage = ((seen.word[0] ^ pattern) & mask.word[0]) | ((seen.word[1] ^ pattern) & mask.word[1]);
+    for (size_t done = sizeof seen; done < slack; done += WORD) damage |= fa_load_word(end - fa_min(done + WORD, slack)) ^ pattern;
     return damage == 0;
+}
+
+/* All but the word. */
+static inline bool is_clear(const spot *at) {
+    if (FA_UNLIKELY(!is_stepped(at))) return fa_is_zero(at->start, at->size - WORD);
+    uint64_t found = 0;
+    for (size_t i = 0; i < STEPPED_MAX / sizeof(window); i++) {
+        window seen = load_window(at->start + step(at, i));
+        found |= seen.word[0] | seen.word[1];
+    }
+    return found == 0;
+}
+
+static inline void clear(const spot *at) {
+    if (FA_UNLIKELY(!is_stepped(at))) {
+        memset(at->start, 0, at->size - WORD);
+        return;
+    }
+    for (size_t i = 0; i < STEPPED_MAX / sizeof(window); i++) memset(at->start + step(at, i), 0, sizeof(window));
 }
 
 static inline bool is_intact(const spot *at, size_t size) {
     unsigned char *block = at->start;
-    return LOAD(*word_at(block, at->size)) == word_of(block) &&
-           slack_holds(block + at->size - WORD, at->size - WORD - size, slack_of(block));
+    return LOAD(*word_at(block, at->size)) == word_of(block) && slack_holds(at, size, slack_of(block));
 }
 
 static inline bool is_intact_before(const spot *at) {
@@ -223,30 +285,21 @@ static inline bool is_intact_before(const spot *at) {
 }
 
 static inline bool is_untouched(const spot *at) {
-    return fa_is_zero(at->start, at->size - WORD) && LOAD(*word_at(at->start, at->size)) == word_of(at->start);
-}
-
-/* All but the word; sizes are multiples of 16, and a call of memset costs as much as most of them. */
-static inline void clear(const spot *at) {
-    if (at->size > FA_WIPE_INLINE) {
-        memset(at->start, 0, at->size - WORD);
-    } else {
-        memset(at->start, 0, WORD);
-        for (uint32_t i = WORD; i < at->size - WORD; i += 2 * WORD) memset(at->start + i, 0, 2 * WORD);
-    }
+    return is_clear(at) && LOAD(*word_at(at->start, at->size)) == word_of(at->start);
 }
 
 /* Makes a free block a live one. */
-static inline void *arm(unsigned char *block, size_t size) {
-    const spot at = find_spot(block);
-    uint16_t before = LOAD(*at.state);
-    STORE(*at.state, BUSY);
-    if (before == FRESH) {
+static inline void *arm(unsigned char *block, uint32_t class, size_t size) {
+    const spot at = spot_of(block, class);
+    /* Whoever sees that a block is not fresh sees its word. */
+    if (FA_UNLIKELY(LOAD(*at.state) == FRESH)) {
         STORE(*word_at(block, at.size), word_of(block));
-        if (LOAD(at.state[-1]) == FRESH) STORE(*word_at(block - at.size, at.size), word_of(block - at.size));
+        if (atomic_load_explicit(&at.state[-1], memory_order_acquire) == FRESH)
+            STORE(*word_at(block - at.size, at.size), word_of(block - at.size));
     }
+    atomic_store_explicit(at.state, BUSY, memory_order_release);
     if (FA_UNLIKELY(!is_untouched(&at))) report("reuse", FA_FAULT_WRITTEN, block);
-    fill_slack(block + at.size - WORD, at.size - WORD - size, slack_of(block));
+    fill_slack(&at, size, slack_of(block));
     atomic_store_explicit(at.state, (uint16_t)(size + LIVE), memory_order_release);
     return block;
 }
@@ -267,13 +320,54 @@ static inline uint32_t drawn_from(fa_heap *heap, uint32_t count) { /* xorshift64
     return (uint32_t)((value >> 32) * count >> 32);
 }
 
+/*
+ * Only its thread uses a vault, but for the rare look of others. So the thread says that it is there, and looks whether it is to stay
+ * away; whoever wants it to says so, has a fence executed in every running thread, and waits until it is not there. Whoever
+ * is second sees the other: a lock that costs its owner no atomic operation. Without such fences the lock itself is taken.
+ */
+FA_COLD static void enter_locked(fa_heap *heap) {
+    atomic_store_explicit(&heap->busy, 0, memory_order_release);
+    fa_lock_take(&heap->lock, fa_the_heap.os);
+    heap->locked = true;
+}
+
+static inline void enter_vault(fa_heap *heap) {
+    STORE(heap->busy, 1);
+    atomic_signal_fence(memory_order_seq_cst);
+    if (FA_UNLIKELY(atomic_load_explicit(&heap->halted, memory_order_acquire) != 0)) enter_locked(heap);
+}
+
+static inline void leave_vault(fa_heap *heap) {
+    if (FA_LIKELY(!heap->locked)) {
+        atomic_store_explicit(&heap->busy, 0, memory_order_release);
+    } else {
+        heap->locked = false;
+        fa_lock_give(&heap->lock);
+    }
+}
+
+bool fa_hardened_halt(fa_heap *heap) {
+    if (!LOAD(fa_the_heap.fences)) return true; /* it always takes the lock */
+    STORE(heap->halted, 1);
+    if (fa_the_heap.os->fence_threads(false) != 0) {
+        fa_hardened_resume(heap);
+        return false;
+    }
+    while (atomic_load_explicit(&heap->busy, memory_order_acquire) != 0) fa_the_heap.os->yield();
+    return true;
+}
+
+void fa_hardened_resume(fa_heap *heap) {
+    atomic_store_explicit(&heap->halted, LOAD(fa_the_heap.fences) ? 0 : 1, memory_order_release);
+}
+
 /* Some free block of the class, or null. */
 static unsigned char *draw(fa_heap *heap, uint32_t class) {
     fa_bin *bin = &heap->bin[class];
     uint32_t slots = hard.shapes[class].slots, waiting = hard.shapes[class].waiting;
     unsigned char *block = NULL;
     bool fetch;
-    fa_lock_take(&heap->lock, fa_the_heap.os);
+    enter_vault(heap);
     void **start = heap->start[class];
     uint32_t count = FA_LIKELY(LOAD(bin->bottom) == start) ? (uint32_t)(LOAD(bin->top) - start) : fa_global_gather(heap, class, 0);
     fetch = count < waiting + slots / DRAWN / 2;
@@ -288,7 +382,7 @@ static unsigned char *draw(fa_heap *heap, uint32_t class) {
         STORE(bin->top, start + count);
         STORE(bin->allocated, LOAD(bin->allocated) + 1);
     }
-    fa_lock_give(&heap->lock);
+    leave_vault(heap);
     if (FA_UNLIKELY(fetch)) fa_global_now_and_then();
     return block;
 }
@@ -298,7 +392,7 @@ static void put_away(fa_heap *heap, uint32_t class, void *block) {
     fa_bin *bin = &heap->bin[class];
     uint32_t slots = hard.shapes[class].slots, waiting = hard.shapes[class].waiting;
     bool full;
-    fa_lock_take(&heap->lock, fa_the_heap.os);
+    enter_vault(heap);
     void **start = heap->start[class];
     uint32_t count = FA_LIKELY(LOAD(bin->bottom) == start) ? (uint32_t)(LOAD(bin->top) - start) : fa_global_gather(heap, class, 0);
     full = count == slots;
@@ -316,20 +410,22 @@ static void put_away(fa_heap *heap, uint32_t class, void *block) {
     }
     start[count] = block;
     atomic_store_explicit(&bin->top, start + count + 1, memory_order_release);
-    fa_lock_give(&heap->lock);
+    leave_vault(heap);
     if (FA_UNLIKELY(full)) fa_global_now_and_then();
 }
 
 static void *alloc_small(fa_heap *heap, size_t size, size_t alignment) {
     uint32_t class = fa_global_class(size + WORD);
-    while (class < FA_GLOBAL_CLASSES && (hard.shapes[class].size & (alignment - 1)) != 0) class++;
-    if (FA_UNLIKELY(class == FA_GLOBAL_CLASSES)) return NULL;
+    if (FA_UNLIKELY(alignment > 16)) {
+        while (class < FA_GLOBAL_CLASSES && hard.shapes[class].size % alignment != 0) class++;
+        if (class == FA_GLOBAL_CLASSES) return NULL;
+    }
     void *block = FA_LIKELY(heap != NULL) ? draw(heap, class) : NULL;
     if (FA_UNLIKELY(block == NULL)) {
         if (fa_global_take_blocks(class, &block, 1) == 0) return NULL;
         atomic_fetch_add_explicit(&fa_the_heap.central[class].stats.allocated, 1, memory_order_relaxed);
     }
-    return arm(block, size);
+    return arm(block, class, size);
 }
 
 /* What a pointer is that no block begins at. */
@@ -773,7 +869,7 @@ static bool resize_small(const spot *at, size_t old_size, size_t size) {
     if (size > SMALL_MAX || fa_global_class(size + WORD) != at->class) return false;
     unsigned char *end = at->start + at->size - WORD;
     memset(at->start + fa_min(old_size, size), 0, (size_t)(end - at->start) - fa_min(old_size, size));
-    fill_slack(end, (size_t)(end - at->start) - size, slack_of(at->start));
+    fill_slack(at, size, slack_of(at->start));
     STORE(*at->state, (uint16_t)(size + LIVE));
     return true;
 }

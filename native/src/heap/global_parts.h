@@ -84,6 +84,8 @@ typedef struct fa_heap {
     void **start[FA_GLOBAL_CLASSES]; /* of the magazine; null: the bin was never used */
     void **full[FA_GLOBAL_CLASSES];  /* its end; `limit` is the same, or null if every free is to be looked at */
     fa_seen seen[FA_GLOBAL_CLASSES];
+    atomic_uint busy, halted;             /* hardened: its thread is at the bins; it must take the lock for that */
+    bool locked;                          /* hardened: its thread has done so */
     uint64_t random;                      /* hardened: what the order of reuse comes from */
     uint16_t queue[FA_GLOBAL_CLASSES];    /* hardened: where the oldest of the blocks that must wait is */
     void *magazine[]; /* FA_NURSERY slots for each class, together; behind them, at its slots_at, what a class may have in the end */
@@ -172,6 +174,9 @@ void *fa_hardened_realloc(fa_heap *heap, void *block, size_t size);
 size_t fa_hardened_usable_size(const void *block);
 bool fa_hardened_owns(const void *block);
 void fa_hardened_purge(size_t now, bool all);
+/* With the lock of the heap: its thread stays away from the bins until `resume`. False if the system refuses the fence. */
+bool fa_hardened_halt(fa_heap *heap);
+void fa_hardened_resume(fa_heap *heap);
 /* A span that was made (false: it cannot be used), or is about to go, with nothing live in it; with the lock of its central. */
 bool fa_hardened_span(uint32_t first, bool zero);
 void fa_hardened_drop(uint32_t first);
