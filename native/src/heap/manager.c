@@ -62,13 +62,15 @@ struct fa_manager {
     size_t quick;            /* one more than what the hot path may take from the pool; 0: it may take nothing from anywhere, for
                                 the manager is locked, limited or closed */
     size_t quick_blocks;     /* of the pool, that the hot path may free: all, or 0 if the manager is locked or its blocks no pairs */
+    /* No two that a call adds to are neighbours: the compiler would add to both at once, and they would wait for each other's
+     * stores by the call before. */
+    uint64_t fallbacks;
     int64_t headroom;        /* limit less the sum of the sizes of live blocks; below 0 only while a block is moved */
     uint64_t pool_allocated; /* blocks that came from the pool; all others are in fallbacks or large */
-    int64_t margin;          /* peak less the bytes that live blocks hold: one number to touch and not two to compare. Not next
-                                to headroom: added to as a pair, both would wait for the stores of malloc */
-    uint64_t fallbacks, slab_live;
-    fa_slabs slabs;
+    int64_t margin;          /* peak less the bytes that live blocks hold: one number to touch and not two to compare */
     uint64_t peak;
+    uint64_t slab_live;
+    fa_slabs slabs;
     fa_lock lock;
     bool locked;
     bool closed;

@@ -105,10 +105,12 @@ static inline bool fa_slabs_must_refill(const fa_slabs *slabs, uint32_t class) {
 /* A zero block of the class from its magazine, which is not empty. */
 static inline void *fa_slabs_take(fa_slabs *slabs, uint32_t class, size_t size) {
     fa_magazine *magazine = &slabs->magazine[class];
+    const fa_slab_kind *kind = &slabs->kind[class];
     uint32_t number = magazine->number[--magazine->count];
-    slabs->sizes[number] = (uint16_t)(size + 1);
     size_t span = number >> FA_SPAN_BLOCKS_LOG2, index = number & (FA_SPAN_BLOCKS - 1);
-    return slabs->base + (span << FA_SPAN_LOG2) + slabs->kind[class].lead + index * slabs->kind[class].size;
+    void *block = slabs->base + (span << FA_SPAN_LOG2) + kind->lead + index * kind->size;
+    slabs->sizes[number] = (uint16_t)(size + 1);
+    return block;
 }
 
 /* A live block of slabs. */
@@ -148,8 +150,9 @@ static inline void fa_slabs_put(fa_slabs *slabs, fa_slab_place place) {
 
 /* Zeroes and frees a live block; its magazine is not full. */
 static inline void fa_slabs_give(fa_slabs *slabs, fa_slab_place place, void *block) {
+    size_t room = slabs->kind[place.class].size; /* read before sizes are written, which might be it, for all the compiler knows */
     fa_slabs_put(slabs, place);
-    fa_wipe_small(block, slabs->kind[place.class].size);
+    fa_wipe_small(block, room);
 }
 
 /* Empties the magazines, and gives the pages of spans without a slab back, all but `keep` bytes of them. */
