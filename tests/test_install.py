@@ -275,6 +275,18 @@ def test_an_idle_process_gives_back_too() -> None:
     """)
 
 
+def test_the_thread_of_the_decay_and_tracemalloc() -> None:
+    run("""
+        import time, tracemalloc
+        fa.install(decay=0.08)
+        for _ in range(20):  # a thread each time, made while it is traced
+            tracemalloc.start()
+            np.ones(1_000_000)
+            tracemalloc.stop()
+            time.sleep(0.15)
+    """)
+
+
 @pytest.mark.parametrize("last", ["pass", "fa.uninstall()", "threading.Thread(target=lambda: kept.clear()).start()"])
 def test_the_end_of_the_interpreter_does_not_wait_for_the_decay(last: str) -> None:
     begin = time.monotonic()

@@ -216,6 +216,7 @@ static struct {
     bool running, never;           /* never: the interpreter ends, or there is no thread to be had */
     uint32_t decay;                /* milliseconds; 0: there is none */
     PyThread_type_lock bell, done; /* the thread waits for `bell`, rung at exit; holds `done` */
+    void (*delete_state)(void);    /* PyThreadState_DeleteCurrent, which the limited API leaves out */
 } watch;
 
 /* How often it looks, in parts of the decay, and the least time between, in milliseconds. */
@@ -226,21 +227,23 @@ static struct {
 
 static uint32_t watch_pause(void) { return (uint32_t)fa_max(watch.decay / WATCH_PARTS, WATCH_LEAST); }
 
-/* The thread, without the GIL. */
-static void watch_spare(void *Py_UNUSED(unused)) {
-    PyGILState_STATE state = PyGILState_Ensure();
+/* The thread, without the GIL. Its state was made by who started it: PyGILState_Ensure would make one without the GIL, and that
+ * crashes if tracemalloc is stopped meanwhile (before CPython 3.12.9 and 3.13.2). */
+static void watch_spare(void *own_state) {
+    PyThreadState *state = own_state;
+    PyEval_AcquireThread(state);
     PyThread_type_lock bell = watch.bell, done = watch.done;
-    for (;;) {
-        uint32_t pause = watch_pause();
-        PyGILState_Release(state);
-        if (PyThread_acquire_lock_timed(bell, (PY_TIMEOUT_T)pause * 1000, 0) == PY_LOCK_ACQUIRED) break;
-        state = PyGILState_Ensure();
+    bool rung = false;
+    while (!rung && watch.decay != 0 && fa_array_heap_has_spare(array_heap)) {
+        PY_TIMEOUT_T pause = (PY_TIMEOUT_T)watch_pause() * 1000;
+        PyEval_ReleaseThread(state);
+        rung = PyThread_acquire_lock_timed(bell, pause, 0) == PY_LOCK_ACQUIRED;
+        PyEval_AcquireThread(state);
         fa_array_heap_trim(array_heap, false);
-        if (watch.decay != 0 && fa_array_heap_has_spare(array_heap)) continue;
-        watch.running = false;
-        PyGILState_Release(state);
-        break;
     }
+    watch.running = false;
+    PyThreadState_Clear(state);
+    watch.delete_state(); /* and lets go of the GIL */
     PyThread_release_lock(done);
 }
 
@@ -255,13 +258,20 @@ static void watch_begin(void) {
     if (!watch.bell) {
         watch.bell = PyThread_allocate_lock();
         watch.done = PyThread_allocate_lock();
-        watch.never = !watch.bell || !watch.done;
+        fa_python_look_up("PyThreadState_DeleteCurrent", &watch.delete_state);
+        watch.never = !watch.bell || !watch.done || !watch.delete_state;
         if (watch.never) return;
         (void)PyThread_acquire_lock(watch.bell, WAIT_LOCK);
     }
+    PyThreadState *state = PyThreadState_New(PyInterpreterState_Get());
+    if (!state) return;
     (void)PyThread_acquire_lock(watch.done, WAIT_LOCK); /* one that has just ended lets go of it at once, without the GIL */
-    watch.running = PyThread_start_new_thread(watch_spare, NULL) != NO_THREAD;
+    watch.running = PyThread_start_new_thread(watch_spare, state) != NO_THREAD;
     watch.never = !watch.running;
+    if (watch.running) return;
+    PyThread_release_lock(watch.done);
+    PyThreadState_Clear(state);
+    PyThreadState_Delete(state);
 }
 
 /* At exit: no thread of ours may ask for the GIL of an interpreter that is gone. */
@@ -273,7 +283,6 @@ static void watch_end(void) {
     Py_BEGIN_ALLOW_THREADS
     (void)PyThread_acquire_lock(done, WAIT_LOCK);
     Py_END_ALLOW_THREADS
-    watch.running = false;
 }
 
 /* ---- InstalledAllocator ------------------------------------------------------------------------------------------- */
