@@ -359,23 +359,38 @@ static uint32_t take_from_span(fa_central *central, uint32_t first, void **block
     return count;
 }
 
+/* Neighbours mostly come together: a span is looked up when it changes. */
 static void give_to_spans(fa_central *central, void *const *blocks, uint32_t count) {
-    uint32_t given = 0;
+    const uint32_t size = central->stats.size, reciprocal = central->reciprocal;
+    const unsigned char *start = NULL;
+    fa_run *span = NULL;
+    uint64_t *bitmap = NULL;
+    size_t bytes = 0; /* of the span; 0: there is none yet, or it is gone */
+    uint32_t first = 0, given = 0;
     for (uint32_t i = 0; i < count; i++) {
-        uint32_t first = global.pages.run[fa_pages_of(&global.pages, blocks[i])].first;
-        fa_run *span = &global.pages.run[first];
-        size_t offset = (size_t)((unsigned char *)blocks[i] - (unsigned char *)fa_pages_address(&global.pages, first));
-        uint32_t index = (uint32_t)((uint64_t)offset * central->reciprocal >> 32), word = index / 64;
-        uint64_t bit = (uint64_t)1 << index % 64, *bitmap = bitmap_of(first);
-        if (FA_UNLIKELY((bitmap[word] & bit) != 0 || (size_t)index * central->stats.size != offset)) {
+        size_t offset = (uintptr_t)blocks[i] - (uintptr_t)start;
+        if (offset >= bytes) {
+            first = global.pages.run[fa_pages_of(&global.pages, blocks[i])].first;
+            span = &global.pages.run[first];
+            start = fa_pages_address(&global.pages, first);
+            bytes = (size_t)span->length << FA_PAGE_LOG2;
+            bitmap = bitmap_of(first);
+            offset = (uintptr_t)blocks[i] - (uintptr_t)start;
+        }
+        uint32_t index = (uint32_t)((uint64_t)offset * reciprocal >> 32), word = index / 64;
+        uint64_t bit = (uint64_t)1 << index % 64;
+        if (FA_UNLIKELY((bitmap[word] & bit) != 0 || (size_t)index * size != offset)) {
             corrupt(blocks[i]);
             continue;
         }
         bitmap[word] |= bit;
-        if (word < span->hint) span->hint = (uint16_t)word;
-        if (span->free++ == 0) append_span(central, first);
-        if (span->free == span->blocks - central->fence) drop_span(central, first);
         given++;
+        if (word < span->hint) span->hint = (uint16_t)word;
+        if (FA_UNLIKELY(span->free++ == 0)) append_span(central, first);
+        if (FA_UNLIKELY(span->free == span->blocks - central->fence)) {
+            drop_span(central, first);
+            bytes = 0;
+        }
     }
     ADD(central->stats.taken, -(size_t)given);
 }
