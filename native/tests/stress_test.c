@@ -283,6 +283,7 @@ static void run_global(bool hardened) {
     run_teams((arena_or_manager){.arena = NULL});
 }
 TEST(stress_of_the_global_allocator) { run_global(false); }
+TEST(stress_of_the_hardened_global_allocator) { run_global(true); }
 #endif
 
 int main(int argc, char **argv) { return tap_main(argc, argv); }
