@@ -401,11 +401,11 @@ static void put_away(fa_heap *heap, uint32_t class, void *block) {
         count -= gone;
         fa_global_give_blocks(class, start + count, gone);
     }
+    uint32_t at = FA_LIKELY(count >= waiting) ? heap->queue[class] : count;
+    heap->queue[class] = (uint16_t)(at + 1 == waiting ? 0 : at + 1);
     if (FA_LIKELY(count >= waiting)) {
-        uint32_t at = heap->queue[class];
         void *oldest = start[at];
         start[at] = block;
-        heap->queue[class] = (uint16_t)(at + 1 == waiting ? 0 : at + 1);
         block = oldest;
     }
     start[count] = block;
