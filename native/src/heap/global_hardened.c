@@ -37,9 +37,10 @@
 #define SMALL_MAX (FA_GLOBAL_SMALL - WORD)
 /* Of a page: states. */
 #define PAGE_STATES (FA_PAGE / 16)
-/* Of a vault, this part waits, and this part is fetched when fewer than half of it are left to draw from. */
+/* Of a vault, this part waits. So many are fetched when fewer than half of them are left to draw from: few, so that what is
+ * allocated together lies together. */
 #define WAITING 4
-#define DRAWN 4
+#define FETCHED 16U
 /* Freed large blocks that are remembered, and after how many later ones, or how many bytes, one may be used again. */
 #define HELD 256U
 #define HELD_BACK 8U
@@ -370,10 +371,11 @@ static unsigned char *draw(fa_heap *heap, uint32_t class) {
     enter_vault(heap);
     void **start = heap->start[class];
     uint32_t count = FA_LIKELY(LOAD(bin->bottom) == start) ? (uint32_t)(LOAD(bin->top) - start) : fa_global_gather(heap, class, 0);
-    fetch = count < waiting + slots / DRAWN / 2;
+    uint32_t wanted = waiting + (slots - waiting < FETCHED ? slots - waiting : FETCHED);
+    fetch = count < (waiting + wanted) / 2;
     if (FA_UNLIKELY(fetch)) {
         if (count == 0) heap->random ^= hard.secret.word[0];
-        count += fa_global_take_blocks(class, start + count, waiting + slots / DRAWN - count);
+        count += fa_global_take_blocks(class, start + count, wanted - count);
     }
     if (FA_LIKELY(count > 0)) {
         uint32_t index = FA_LIKELY(count > waiting) ? waiting + drawn_from(heap, count - waiting) : drawn_from(heap, count);
