@@ -365,11 +365,11 @@ static void give_to_spans(fa_central *central, void *const *blocks, uint32_t cou
     const unsigned char *start = NULL;
     fa_run *span = NULL;
     uint64_t *bitmap = NULL;
-    size_t bytes = 0; /* of the span; 0: there is none yet, or it is gone */
+    size_t bytes = 0; /* of the span, if there is one and it is not gone */
     uint32_t first = 0, given = 0;
     for (uint32_t i = 0; i < count; i++) {
         size_t offset = (uintptr_t)blocks[i] - (uintptr_t)start;
-        if (offset >= bytes) {
+        if (span == NULL || offset >= bytes) {
             first = global.pages.run[fa_pages_of(&global.pages, blocks[i])].first;
             span = &global.pages.run[first];
             start = fa_pages_address(&global.pages, first);
@@ -389,7 +389,7 @@ static void give_to_spans(fa_central *central, void *const *blocks, uint32_t cou
         if (FA_UNLIKELY(span->free++ == 0)) append_span(central, first);
         if (FA_UNLIKELY(span->free == span->blocks - central->fence)) {
             drop_span(central, first);
-            bytes = 0;
+            span = NULL;
         }
     }
     ADD(central->stats.taken, -(size_t)given);
