@@ -99,7 +99,9 @@ def main() -> int:
     fa.install(large_cache="64MiB", decay=2)
     witness, polynomial = fa.Witness("8MiB"), fa.Polynomial("64MiB")
     scratch, manager = fa.Scratch("16MiB"), fa.Manager(cache="16MiB", cache_age=2)
-    stop, rounds, errors = threading.Event(), [0] * 5, []
+    hardened = fa.Manager(cache="16MiB", cache_age=2, hardened=True, name="hardened")
+    heaps = (witness, polynomial, scratch, manager, hardened)
+    stop, rounds, errors = threading.Event(), [0] * 6, []
 
     def work(number: int, part: Callable[[random.Random, object], None], heap: object) -> None:
         dice = random.Random(number)
@@ -111,6 +113,7 @@ def main() -> int:
             errors.append(error)
 
     jobs = [(in_arena, witness), (in_arena, polynomial), (in_scope, scratch), (in_manager, manager), (in_process, None)]
+    jobs.append((in_manager, hardened))
     threads = [threading.Thread(target=work, args=(number, *job)) for number, job in enumerate(jobs)]
     begin = time.monotonic()
     for thread in threads:
@@ -119,7 +122,7 @@ def main() -> int:
     while time.monotonic() - begin < length and not errors:
         time.sleep(min(1.0, length / 40))
         children()
-        for heap in (witness, polynomial, manager):
+        for heap in (witness, polynomial, manager, hardened):
             heap.trim(MIB) if len(seconds) % 30 == 29 else heap.stats()
         seconds.append(time.monotonic() - begin)
         memory.append(resident())
@@ -137,8 +140,9 @@ def main() -> int:
     print(f"{sum(rounds):,} rounds {rounds} in {seconds[-1]:.0f} s; resident {memory[half] >> 20} MiB at half time,")
     print(f"{memory[-1] >> 20} MiB at the end, slope {growth / MIB:+.2f} MiB a minute;")
     print(f"page faults {early:,} in the second quarter, {late:,} in the last")
-    bad = [f"{heap!r}: live" for heap in (witness, polynomial, scratch, manager) if heap.live != 0]
-    for heap in (witness, polynomial, scratch, manager):
+    hardened.check()
+    bad = [f"{heap!r}: live" for heap in heaps if heap.live != 0]
+    for heap in heaps:
         stats = heap.stats()
         if stats.allocated != stats.freed or stats.used != 0:
             bad.append(f"{heap!r}: {stats.allocated} allocated, {stats.freed} freed, {stats.used} bytes used")
