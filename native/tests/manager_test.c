@@ -716,6 +716,20 @@ TEST(a_cache_of_nothing_keeps_nothing) {
     fa_manager_destroy(manager);
 }
 
+TEST(a_block_that_shrinks_in_place_keeps_to_the_limit_of_the_cache) {
+    fa_manager_options options = manager_options();
+    options.large_size = MIB;
+    options.cache_limit = 200000;
+    fa_manager *manager = manager_with(&options);
+    unsigned char *block = fa_malloc(manager, 900000);
+    fill(block, 900000, 1);
+    block = fa_realloc(manager, block, 10000);
+    CHECK(block != NULL && is_filled(block, 10000, 1));
+    CHECK(manager_stats(manager).cached <= 200000 || !can(try_decommit));
+    CHECK(fa_manager_is_valid(manager));
+    fa_manager_destroy(manager);
+}
+
 TEST(trim_empties_the_cache_but_for_what_to_keep) {
     fa_manager *manager = manager_with(NULL);
     void *blocks[10];

@@ -744,6 +744,17 @@ static void *move_pages(fa_manager *manager, void *address, found block, size_t 
     return now.size == size ? moved : NULL;
 }
 
+/* After a run gave pages back in place. */
+FA_COLD static void keep_to_budget(fa_manager *manager) {
+    fa_evicted evicted;
+    evicted.count = 0;
+    uint64_t now = manager->os->milliseconds();
+    lock(manager);
+    if (free_in_runs(manager) + manager->cache.bytes > manager->cache.limit) make_room(manager, now, &evicted);
+    unlock(manager);
+    release_evicted(manager, &evicted);
+}
+
 void *fa_manager_try_realloc(fa_manager *manager, void *address, size_t alignment, size_t size, fa_status *status) {
     found block = {0};
     *status = FA_ERR_INVALID;
@@ -759,6 +770,8 @@ void *fa_manager_try_realloc(fa_manager *manager, void *address, size_t alignmen
     bool large = *status == FA_OK && block.kind == LARGE;
     unlock(manager);
     if (*status != FA_OK) return NULL;
+    bool gave_back = block.kind == RUN && size < block.size;
+    if (in_place && gave_back) keep_to_budget(manager);
     if (in_place) return address;
     if (large && size >= manager->large_size && alignment <= manager->os->page_size()) {
         void *moved = move_pages(manager, address, block, size);
@@ -770,6 +783,7 @@ void *fa_manager_try_realloc(fa_manager *manager, void *address, size_t alignmen
         lock(manager);
         (void)set_any_size(manager, address, block, size);
         unlock(manager);
+        if (gave_back) keep_to_budget(manager);
         return address;
     }
     if (moved == NULL) {
