@@ -592,6 +592,7 @@ static int scenario(void *unused) {
     os.resident = f_resident;
     os.random = f_random;
     fa_global_start(&os);
+    CHECK(fa_global_has_secret() == (fault.kind != RANDOM || fault.after > 0));
     enum { BLOCKS = 40 };
     unsigned char *block[BLOCKS];
     size_t size[BLOCKS];

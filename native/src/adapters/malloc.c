@@ -560,9 +560,11 @@ __attribute__((constructor(101))) static void process_begins(void) {
     (void)fa_os_platform()->at_fork(fa_global_fork_prepare, fa_global_fork_parent, fa_global_fork_child);
     if (options.hardened) {
         static const char late[] = "fastalloc: FASTALLOC_HARDENED=1 was not there when the first block was allocated\n";
+        static const char open[] = "fastalloc: FASTALLOC_HARDENED=1 has no random numbers: its canaries can be guessed\n";
         free(malloc(1)); /* if nothing was allocated yet */
         if (fa_global_is_hardened()) explain_faults();
         else fa_os_platform()->report(late, sizeof late - 1);
+        if (fa_global_is_hardened() && !fa_global_has_secret()) fa_os_platform()->report(open, sizeof open - 1);
     }
 }
 

@@ -200,6 +200,8 @@ bool fa_global_trim(bool all);
 
 /* From the first allocation on, or never. */
 bool fa_global_is_hardened(void);
+/* False if the system had no random numbers for it: canaries can be guessed then. */
+bool fa_global_has_secret(void);
 
 /* Hardened: looks at every block, live or free, and reports the first that was written to where it must not be. `call` is what
  * the report names. */

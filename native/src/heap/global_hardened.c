@@ -78,6 +78,7 @@ typedef struct shape {
 
 static struct {
     fa_canary secret;
+    bool is_secret;
     shape shapes[FA_GLOBAL_CLASSES];
     state *states;         /* PAGE_STATES for each page of the range */
     fa_lock states_lock;
@@ -106,7 +107,8 @@ void fa_hardened_begin(void) {
     const fa_os *os = fa_the_heap.os;
     fa_pages *pages = &fa_the_heap.pages;
     void *memory;
-    if (fa_canary_draw(&hard.secret, os) != 0) /* where things lie, and when, is all there is */
+    hard.is_secret = fa_canary_draw(&hard.secret, os) == 0;
+    if (!hard.is_secret) /* where things lie, and when, is all there is */
         hard.secret = (fa_canary){{(uintptr_t)&os * 0xD1342543DE82EF95U, (uintptr_t)pages->base ^ os->milliseconds() << 40}};
     for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) {
         const fa_central *central = &fa_the_heap.central[class];
@@ -129,6 +131,7 @@ void fa_hardened_begin(void) {
 }
 
 bool fa_global_is_hardened(void) { return fa_is_hardened(); }
+bool fa_global_has_secret(void) { return hard.is_secret; }
 
 /* ---- states -------------------------------------------------------------------------------------------------------- */
 
