@@ -368,7 +368,8 @@ static void bury(fa_strict *self, const fa_evicted *evicted) {
             leaving = *grave;
             *grave = now;
             self->graves = (self->graves + 1) % GRAVES;
-            self->buried += now.size - leaving.size;
+            self->buried += now.size;
+            self->buried -= leaving.size; /* each by itself: the difference of two sizes has no 64 bits everywhere */
             fa_strict_unlock(self);
         }
         if (leaving.address != NULL) (void)os->release(leaving.address, leaving.size);
