@@ -318,7 +318,7 @@ static void *slab_block(fa_slabs *slabs, size_t size) {
 }
 
 static void slab_free(fa_slabs *slabs, void *block) {
-    fa_slab_place place;
+    fa_slab_place place = {.number = 0};
     CHECK(fa_slabs_own(slabs, block) && fa_slabs_find(slabs, block, &place));
     if (fa_slabs_must_spill(slabs, place.class)) fa_slabs_spill(slabs, place.class);
     fa_slabs_give(slabs, place, block);
