@@ -34,9 +34,9 @@
 /* Counts of lines, which only exit writes: a child ends otherwise. */
 #if defined(FA_COVERAGE)
 void __gcov_dump(void);
-static void write_counts(void) { __gcov_dump(); }
+static inline void write_counts(void) { __gcov_dump(); }
 #else
-static void write_counts(void) {}
+static inline void write_counts(void) {}
 #endif
 
 typedef struct child_end {

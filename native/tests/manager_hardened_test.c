@@ -309,8 +309,8 @@ TEST(more_blocks_of_no_bytes_than_there_are_addresses_for) {
     CHECK(note.count == 1 && strstr(note.message, "overrun at its end") != NULL);
     fa_free(manager, blocks[0]);
     CHECK(note.count == 2 && strstr(note.message, "double free") != NULL);
-    fa_free(manager, blocks[0] + 8);
-    CHECK(note.count == 3 && strstr(note.message, "not a live block") != NULL);
+    fa_free(manager, blocks[0] + 8); /* in a slot where nothing can be closed; its slab may be gone */
+    CHECK(note.count == 3 && strstr(note.message, fa_os_platform()->traps ? "not a live block" : "fastalloc: free of") != NULL);
     CHECK(fa_realloc(manager, fa_malloc(manager, 0), 100) != NULL && manager_stats(manager).live == 1);
     CHECK(fa_manager_is_valid(manager));
     fa_manager_destroy(manager);
@@ -560,7 +560,8 @@ TEST(the_hardened_cache_keeps_to_its_limit_and_is_trimmed) {
         fa_free(manager, blocks[i]);
         CHECK(manager_stats(manager).cached <= 3 * MIB && fa_manager_is_valid(manager));
     }
-    CHECK(manager_stats(manager).cached > 0 && manager_stats(manager).reserved > 10 * MIB); /* addresses rest */
+    const bool addresses_rest = fa_os_platform()->traps && fa_os_platform()->lazy_commit;
+    CHECK(manager_stats(manager).cached > 0 && (!addresses_rest || manager_stats(manager).reserved > 10 * MIB));
     CHECK(trim_is_fine(fa_manager_trim(manager, 0)) && manager_stats(manager).cached == 0);
     for (size_t i = 0; i < 16; i++) CHECK(fa_manager_try_free(manager, blocks[i]) != FA_OK);
     CHECK(fa_manager_is_valid(manager));

@@ -325,7 +325,7 @@ TEST(zeroed_memory_is_zero_after_a_trim_that_gave_nothing_back) {
             fault.for_ever = true;
             CHECK(fa_arena_reset(arena) == FA_OK);
             const fa_status status = fa_arena_trim(arena, 0);
-            CHECK(status == FA_OK || fault.failed);
+            CHECK(trim_is_fine(status) || fault.failed);
             fault.after = -1;
             for (size_t i = 0; i < 5; i++) CHECK(is_zero(fa_arena_alloc_zeroed(arena, 90000, 0), 90000));
             CHECK(fa_arena_is_valid(arena));
