@@ -22,8 +22,9 @@ QUICK = ["arena_test", "death_test", "fastalloc32_published_test", "fastalloc32_
 
 CHOSEN = os.environ.get("FASTALLOC_TEST_AMALGAMATION", "")
 TARGETS = CHOSEN.split() or ["64-bit"]
-# Python's heap for arrays is not in the amalgamation, as no C program can reach it; the other one needs Lua.
-EVERY = sorted({path.stem for path in (NATIVE / "tests").glob("*_test.c")} - {"array_heap_test", "lua_test"})
+# Python's heap for arrays and the global allocator are not in the amalgamation, as no C program can reach them; one needs Lua.
+OTHERS = {"array_heap_test", "global_test", "hardened_test", "lua_test"}
+EVERY = sorted({path.stem for path in (NATIVE / "tests").glob("*_test.c")} - OTHERS)
 PROGRAMS = EVERY if CHOSEN else QUICK
 
 
