@@ -155,7 +155,9 @@ SECONDS ?= 60
 fuzz: $(VENV)/.test
 	native/fuzz/run $(SECONDS)
 
+# Half an hour of programs over the Python API, longer stress, fuzzing.
 test-long: $(VENV)/.test
+	FASTALLOC_MACHINE_EXAMPLES=20000 pytest tests/test_machine.py
 	FASTALLOC_TEST_LONG=1 pytest tests/test_native.py -k stress
 	$(MAKE) fuzz
 
