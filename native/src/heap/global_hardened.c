@@ -803,12 +803,18 @@ FA_COLD static bool is_foreign(const char *call, const void *block, const spot *
     return known;
 }
 
-bool fa_global_explain(const void *address) {
-    if (!fa_is_hardened()) return false;
-    for (int tries = 0; atomic_exchange_explicit(&hard.lock.held, 1, memory_order_acquire) != 0; tries++) {
+/* A signal may have interrupted whoever holds the lock. */
+static bool take_soon(fa_lock *one) {
+    for (int tries = 0; atomic_exchange_explicit(&one->held, 1, memory_order_acquire) != 0; tries++) {
         if (tries == 1000) return false;
         fa_the_heap.os->yield();
     }
+    return true;
+}
+
+bool fa_global_explain(const void *address) {
+    if (!fa_is_hardened()) return false;
+    if (!take_soon(&hard.lock)) return false;
     const big *one = around(address);
     bool freed = one != NULL && one->fate == HELD_CLOSED, before = one != NULL && (uintptr_t)address < (uintptr_t)one->data;
     fa_lock_give(&hard.lock);
@@ -953,14 +959,6 @@ void fa_hardened_drop(uint32_t first) {
     const unsigned char *wrong = first_wrong(first, &fault);
     if (wrong != NULL) report("reuse", fault, wrong);
     memset((void *)&hard.states[(size_t)first * PAGE_STATES], 0, run->blocks * sizeof(state));
-}
-
-static bool take_soon(fa_lock *one) {
-    for (int tries = 0; atomic_exchange_explicit(&one->held, 1, memory_order_acquire) != 0; tries++) {
-        if (tries == 1000) return false;
-        fa_the_heap.os->yield();
-    }
-    return true;
 }
 
 void fa_global_check(const char *call) {
