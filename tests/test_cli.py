@@ -41,14 +41,15 @@ def test_bad_arguments_are_a_message_and_exit_code_2(arguments, message):
 
 def test_the_demo_proves_and_leaves_no_copy():
     pytest.importorskip("galois", reason="galois is not installed: the extra `demo`")
-    done = run("demo", "--rounds", "64", "--proofs", "1")
+    done = run("demo", "--rounds", "8192", "--proofs", "2")
     assert done.returncode == 0, done.stderr
     assert "proof: verified; identical bytes from both" in done.stdout
     assert "no copy of it in this process's readable memory" in done.stdout
     assert "\r" not in done.stderr  # the progress bar is for terminals
+    # None in the arenas, where plain NumPy has thousands; CPython takes and gives back some pages of its own.
     faults = re.search(r"page faults +([\d,]+) +([\d,]+)", done.stdout)
     assert faults is not None
-    assert int(faults[2].replace(",", "")) <= 8
+    assert int(faults[2].replace(",", "")) <= 100
 
 
 def test_the_demo_takes_a_secret_from_a_file(tmp_path):
