@@ -18,12 +18,14 @@
 
 typedef enum call {
     RESERVE, MAP_HUGE, COMMIT, DECOMMIT, REMAP, LOCK, UNLOCK, NO_DUMP, WIPE_ON_FORK, ADVISE_HUGE, RESIDENT, HEAP_ALLOC,
-    PROTECT, MAP_SECRET, UNMAP_SECRET, RANDOM, MOVE, CALLS
+    PROTECT, MAP_SECRET, UNMAP_SECRET, RANDOM, MOVE, CALLS,
+    RELEASE = CALLS, FENCE, EXIT_KEY, ALL_CALLS /* these fail for the global heap only: what an arena cannot release is lost */
 } call;
 
-static const char *const call_names[CALLS] = {"reserve", "map_huge", "commit", "decommit", "remap", "lock", "unlock",
+static const char *const call_names[ALL_CALLS] = {"reserve", "map_huge", "commit", "decommit", "remap", "lock", "unlock",
                                               "no_dump", "wipe_on_fork", "advise_huge", "resident", "heap_alloc",
-                                              "protect", "map_secret", "unmap_secret", "random", "move"};
+                                              "protect", "map_secret", "unmap_secret", "random", "move",
+                                              "release", "fence_threads", "make_exit_key"};
 
 typedef struct mapped_range {
     uintptr_t start, end;
@@ -35,7 +37,7 @@ static struct {
     int after;         /* how many of it succeed first; < 0: none fails */
     bool failed;
     bool for_ever;     /* not once, but from then on */
-    int count[CALLS];
+    int count[ALL_CALLS];
     size_t largest;    /* reservations above it are refused; 0: none is */
     uint64_t now;      /* milliseconds */
     size_t committed;  /* bytes that were committed */
@@ -98,6 +100,7 @@ static int f_map_huge(size_t size, size_t huge_size, void **address) {
     return error;
 }
 static int f_release(void *address, size_t size) {
+    if (fails(RELEASE)) return ENOMEM;
     const int error = real->release(address, size);
     if (error == 0) book_released(address, size);
     return error;
@@ -148,6 +151,10 @@ static int f_random(void *bytes, size_t size) {
     fill(bytes, size, (uint64_t)fault.count[RANDOM]);
     return 0;
 }
+static int f_fence_threads(bool prepare) { return fails(FENCE) ? EPERM : real->fence_threads(prepare); }
+static int f_make_exit_key(void (*ending)(void *), unsigned *key) {
+    return fails(EXIT_KEY) ? EAGAIN : real->make_exit_key(ending, key);
+}
 static uint64_t f_milliseconds(void) { return fault.now; }
 static void *f_heap_alloc(size_t size, size_t alignment) {
     if (fails(HEAP_ALLOC)) return NULL;
@@ -182,6 +189,8 @@ static fa_os faulty_os(bool lazy_commit) {
     os.map_secret = f_map_secret;
     os.unmap_secret = f_unmap_secret;
     os.random = f_random;
+    os.fence_threads = f_fence_threads;
+    os.make_exit_key = f_make_exit_key;
     os.milliseconds = f_milliseconds;
     os.heap_alloc = f_heap_alloc;
     os.heap_free = f_heap_free;
@@ -227,5 +236,36 @@ UNUSED static void run_with_every_fault(scenario *run, bool lazy_commit) {
         }
     }
 }
+
+/*
+ * For the global heap, of which a process has one: a child for each fault. The scenario starts the heap with what faulty_os()
+ * gives, and returns what scenario_end() says. Returns how many kinds of calls it made.
+ */
+#define NO_FAULT 42 /* so many calls are not made */
+UNUSED static int scenario_end(void) { return fault.failed ? 0 : NO_FAULT; }
+
+#if defined(CHILD_H)
+UNUSED static int survive_every_fault(int (*run)(void *)) {
+    int kinds = 0;
+    for (int kind = 0; kind < ALL_CALLS; kind++) {
+        for (int for_ever = 0; for_ever < 2; for_ever++) {
+            int after = 0;
+            for (bool reached = true; reached; after += (UNDER_SANITIZER || UNDER_VALGRIND ? 15 : 1) + after / 2) {
+                no_fault();
+                fault.kind = (call)kind;
+                fault.after = after;
+                fault.for_ever = for_ever == 1;
+                const child_end end = run_in_child(run, NULL);
+                const bool well = end.signal == 0 && (end.exit_status == 0 || end.exit_status == NO_FAULT);
+                if (!well) printf("# %s, call %d: signal %d\n%s\n", call_names[kind], after, end.signal, end.errors);
+                CHECK(well);
+                reached = end.exit_status == 0 && after < 60;
+                kinds += reached && after == 0 && for_ever == 0;
+            }
+        }
+    }
+    return kinds;
+}
+#endif
 
 #endif

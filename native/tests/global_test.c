@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "child.h"
+#include "faulty_os.h"
 #include "heap/global_parts.h"
 #include "support.h"
 
@@ -64,34 +65,6 @@ static void on_threads(unsigned count, void *(*run)(void *)) {
 
 /* ---- every fault, first ------------------------------------------------------------------------------------------- */
 
-typedef enum call { RESERVE, COMMIT, DECOMMIT, MOVE, RELEASE, FENCE, EXIT_KEY, CALLS } call;
-
-static struct {
-    call kind;
-    int after;
-    bool for_ever;
-    int count[CALLS];
-} fault;
-
-static const fa_os *real;
-
-static bool fails(call kind) {
-    const int number = fault.count[kind]++;
-    return fault.kind == kind && (number == fault.after || (fault.for_ever && number > fault.after));
-}
-
-static int f_reserve(size_t size, size_t alignment, void **address) {
-    return fails(RESERVE) ? ENOMEM : real->reserve(size, alignment, address);
-}
-static int f_commit(void *address, size_t size) { return fails(COMMIT) ? ENOMEM : real->commit(address, size); }
-static int f_decommit(void *address, size_t size) { return fails(DECOMMIT) ? EINVAL : real->decommit(address, size); }
-static int f_move(void *address, size_t size, void *to) { return fails(MOVE) ? EFAULT : real->move(address, size, to); }
-static int f_release(void *address, size_t size) { return fails(RELEASE) ? ENOMEM : real->release(address, size); }
-static int f_fence(bool prepare) { return fails(FENCE) ? EPERM : real->fence_threads(prepare); }
-static int f_exit_key(void (*ending)(void *), unsigned *key) {
-    return fails(EXIT_KEY) ? EAGAIN : real->make_exit_key(ending, key);
-}
-
 /* A block of the size, or null as documented. */
 static unsigned char *try_block(size_t size, uint64_t seed) {
     errno = 0;
@@ -106,19 +79,9 @@ static void *allocate_some(void *unused) {
     return unused;
 }
 
-#define NO_FAULT 42 /* so many calls are not made */
-
-static int scenario(void *unused) {
+static int use_heap(void *unused) {
     (void)unused;
-    real = fa_os_platform();
-    fa_os os = *real;
-    os.reserve = f_reserve;
-    os.commit = f_commit;
-    os.decommit = f_decommit;
-    os.move = f_move;
-    os.release = f_release;
-    os.fence_threads = f_fence;
-    os.make_exit_key = f_exit_key;
+    const fa_os os = faulty_os(fa_os_platform()->lazy_commit);
     fa_global_start(&os);
     enum { COUNT = 54 };
     unsigned char *block[COUNT];
@@ -154,26 +117,12 @@ static int scenario(void *unused) {
     (void)fa_global_trim(true);
     CHECK(fa_global_is_valid());
     CHECK(stats_now().live == 0);
-    return fault.count[fault.kind] > fault.after ? 0 : NO_FAULT;
+    return scenario_end();
 }
 
 TEST(every_fault_of_the_operating_system_is_survived) {
     SKIP_IF(fastalloc_malloc_stats.started, "the heap has begun: run this test alone, or first");
-    for (call kind = 0; kind < CALLS; kind++) {
-        for (int for_ever = 0; for_ever < 2; for_ever++) {
-            int after = 0;
-            for (bool reached = true; reached; after += (SLOW ? 15 : 1) + after / 2) {
-                fault.kind = kind;
-                fault.after = after;
-                fault.for_ever = for_ever == 1;
-                const child_end end = run_in_child(scenario, NULL);
-                if (end.exit_status != 0 && end.exit_status != NO_FAULT) printf("# kind %d, call %d: signal %d\n%s\n", kind, after, end.signal, end.errors);
-                CHECK(end.signal == 0 && (end.exit_status == 0 || end.exit_status == NO_FAULT));
-                reached = end.exit_status == 0 && after < 60;
-            }
-            CHECK(after > 0);
-        }
-    }
+    CHECK(survive_every_fault(use_heap) >= 7);
 }
 
 /* ---- the beginning ------------------------------------------------------------------------------------------------ */

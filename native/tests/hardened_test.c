@@ -9,6 +9,7 @@
 #include <pthread.h>
 
 #include "child.h"
+#include "faulty_os.h"
 #include "heap/global_parts.h"
 #include "support.h"
 
@@ -173,19 +174,19 @@ static int in_child(void *argument) {
 }
 
 /* The child first prints the address it will misuse. */
-static void dies(void (*run)(size_t), size_t size, const char *call, const char *fault) {
+static void dies(void (*run)(size_t), size_t size, const char *function, const char *words) {
     misuse what = {run, size};
     const child_end end = run_in_child(in_child, &what);
     char address[32] = "", expected[512];
     CHECK(sscanf(end.errors, "%31s", address) == 1);
-    snprintf(expected, sizeof expected, "%s\nfastalloc: %s of %s, which %s malloc\n", address, call, address, fault);
+    snprintf(expected, sizeof expected, "%s\nfastalloc: %s of %s, which %s malloc\n", address, function, address, words);
     if (strcmp(end.errors, expected) != 0) printf("# %zu said: %s# not: %s", size, end.errors, expected);
     CHECK(strcmp(end.errors, expected) == 0);
     CHECK(end.signal == SIGABRT);
 }
 
-static void all_die(void (*run)(size_t), const char *call, const char *fault) {
-    for (unsigned i = 0; i < COUNT(sizes); i++) dies(run, sizes[i], call, fault);
+static void all_die(void (*run)(size_t), const char *function, const char *words) {
+    for (unsigned i = 0; i < COUNT(sizes); i++) dies(run, sizes[i], function, words);
 }
 
 #define TWICE "was freed already (double free), in"
@@ -537,37 +538,6 @@ TEST(two_threads_that_free_one_block_die) {
 
 /* ---- when the system refuses -------------------------------------------------------------------------------------------------- */
 
-typedef enum call { RESERVE, COMMIT, DECOMMIT, PROTECT, MOVE, RELEASE, RESIDENT, RANDOM, CALLS } call;
-
-static struct {
-    call kind;
-    int after;
-    bool for_ever;
-    int count[CALLS];
-} fault;
-
-static const fa_os *real;
-
-static bool fails(call kind) {
-    const int number = fault.count[kind]++;
-    return fault.kind == kind && (number == fault.after || (fault.for_ever && number > fault.after));
-}
-
-static int f_reserve(size_t size, size_t alignment, void **address) {
-    return fails(RESERVE) ? ENOMEM : real->reserve(size, alignment, address);
-}
-static int f_commit(void *address, size_t size) { return fails(COMMIT) ? ENOMEM : real->commit(address, size); }
-static int f_decommit(void *address, size_t size) { return fails(DECOMMIT) ? EINVAL : real->decommit(address, size); }
-static int f_protect(void *address, size_t size, fa_os_access access) {
-    return fails(PROTECT) ? ENOMEM : real->protect(address, size, access);
-}
-static int f_move(void *address, size_t size, void *to) { return fails(MOVE) ? EFAULT : real->move(address, size, to); }
-static int f_release(void *address, size_t size) { return fails(RELEASE) ? ENOMEM : real->release(address, size); }
-static int f_resident(void *address, size_t size, uint64_t *bytes) {
-    return fails(RESIDENT) ? ENOMEM : real->resident(address, size, bytes);
-}
-static int f_random(void *bytes, size_t size) { return fails(RANDOM) ? ENOSYS : real->random(bytes, size); }
-
 static unsigned char *try_block(size_t size, uint64_t seed) {
     errno = 0;
     unsigned char *block = fa_global_alloc(size);
@@ -577,20 +547,9 @@ static unsigned char *try_block(size_t size, uint64_t seed) {
     return block;
 }
 
-#define NO_FAULT 42 /* so many calls are not made */
-
-static int scenario(void *unused) {
+static int use_heap(void *unused) {
     (void)unused;
-    real = fa_os_platform();
-    fa_os os = *real;
-    os.reserve = f_reserve;
-    os.commit = f_commit;
-    os.decommit = f_decommit;
-    os.protect = f_protect;
-    os.move = f_move;
-    os.release = f_release;
-    os.resident = f_resident;
-    os.random = f_random;
+    const fa_os os = faulty_os(fa_os_platform()->lazy_commit);
     fa_global_start(&os);
     CHECK(fa_global_has_secret() == (fault.kind != RANDOM || fault.after > 0));
     enum { BLOCKS = 40 };
@@ -620,27 +579,12 @@ static int scenario(void *unused) {
     }
     CHECK(fa_global_is_valid());
     CHECK(stats_now().live == 0);
-    return fault.count[fault.kind] > fault.after ? 0 : NO_FAULT;
+    return scenario_end();
 }
 
 TEST(every_fault_of_the_operating_system_is_survived) {
     SKIP_IF(fastalloc_malloc_stats.started, "the heap has begun: run this test alone");
-    for (call kind = 0; kind < CALLS; kind++) {
-        for (int for_ever = 0; for_ever < 2; for_ever++) {
-            int after = 0;
-            for (bool reached = true; reached; after += (SLOW ? 15 : 1) + after / 2) {
-                fault.kind = kind;
-                fault.after = after;
-                fault.for_ever = for_ever == 1;
-                const child_end end = run_in_child(scenario, NULL);
-                if (end.exit_status != 0 && end.exit_status != NO_FAULT)
-                    printf("# kind %d, call %d: signal %d\n%s\n", kind, after, end.signal, end.errors);
-                CHECK(end.signal == 0 && (end.exit_status == 0 || end.exit_status == NO_FAULT));
-                reached = end.exit_status == 0 && after < 60;
-            }
-            CHECK(after > 0);
-        }
-    }
+    CHECK(survive_every_fault(use_heap) >= 9);
 }
 
 int main(int argc, char **argv) {
