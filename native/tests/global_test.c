@@ -418,6 +418,62 @@ TEST(a_medium_block_freed_twice_is_reported) {
     CHECK(strstr(end.errors, "fastalloc: free of 0x") != NULL && strstr(end.errors, "not a live block of malloc") != NULL);
 }
 
+/* ---- spans -------------------------------------------------------------------------------------------------------- */
+
+enum { ROWS = 3000 };
+static unsigned char *rows[ROWS];
+
+static int by_address(const void *a, const void *b) {
+    const unsigned char *left = *(unsigned char *const *)a, *right = *(unsigned char *const *)b;
+    return (left > right) - (left < right);
+}
+
+/* A span notices neighbours that come back together, whichever way they lie: all of them must be there in the end, and no other. */
+TEST(neighbours_go_back_to_their_spans_in_any_order) {
+    begin();
+    /* 32: spans without a rest; 48: with one; 4096: few blocks in each, and the next span's are neighbours, too. */
+    static const size_t sizes[] = {16, 32, 48, 112, 1024, 4096, 24576};
+    for (unsigned i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        const unsigned count = sizes[i] <= 4096 ? 2999 : 101; /* a prime: every stride comes to all */
+        const unsigned strides[] = {1, count - 1, 2, 7, 65};
+        const uint64_t live = class_now(sizes[i]).live;
+        for (unsigned order = 0; order < sizeof strides / sizeof strides[0]; order++) {
+            for (unsigned j = 0; j < count; j++) rows[j] = got(fa_global_alloc(sizes[i]));
+            qsort(rows, count, sizeof rows[0], by_address);
+            for (unsigned j = 1; j < count; j++) CHECK(rows[j] - rows[j - 1] >= (ptrdiff_t)sizes[i]);
+            for (unsigned j = 0; j < count; j++) {
+                fa_global_free(rows[j * strides[order] % count]);
+                if (j != count / 2) continue;
+                (void)fa_global_trim(true);
+                CHECK(fa_global_is_valid());
+            }
+            CHECK(class_now(sizes[i]).live == live);
+            (void)fa_global_trim(true);
+            CHECK(fa_global_is_valid() && (live > 0 || class_now(sizes[i]).spans == 0));
+        }
+    }
+}
+
+/* In a row with neighbours that are freed for the first time. */
+static int free_one_again(void *unused) {
+    fa_global_free(rows[500]);
+    (void)fa_global_trim(true);
+    for (unsigned i = 490; i < 510; i++) fa_global_free(rows[i]);
+    (void)fa_global_trim(true);
+    return unused != NULL;
+}
+
+TEST(a_small_block_freed_twice_is_reported_when_it_comes_back) {
+    begin();
+    for (unsigned i = 0; i < ROWS; i++) rows[i] = got(fa_global_alloc(64));
+    qsort(rows, ROWS, sizeof rows[0], by_address);
+    const child_end end = run_in_child(free_one_again, NULL);
+    char line[64];
+    snprintf(line, sizeof line, "free of 0x%zx,", (size_t)(uintptr_t)rows[500]);
+    for (unsigned i = 0; i < ROWS; i++) fa_global_free(rows[i]);
+    CHECK(end.signal == SIGABRT && strstr(end.errors, line) != NULL);
+}
+
 /* ---- statistics --------------------------------------------------------------------------------------------------- */
 
 TEST(statistics_add_up) {

@@ -340,16 +340,27 @@ static void drop_span(fa_central *central, uint32_t first) {
     give_pages(first);
 }
 
-/* At most `want` blocks of one span, the lowest last: it is the first to be popped. */
+/* The lowest `count` bits, of 1 to 64. */
+static inline uint64_t ones(uint32_t count) { return UINT64_MAX >> (64 - count); }
+
+static inline uint32_t row_of_ones(uint64_t bits) { return ~bits == 0 ? 64 : (uint32_t)__builtin_ctzll(~bits); }
+
+/* At most `want` blocks of one span, the lowest last: it is the first to be popped. Free ones mostly lie in rows. */
 static uint32_t take_from_span(fa_central *central, uint32_t first, void **blocks, uint32_t want) {
     fa_run *span = &global.pages.run[first];
     uint64_t *bitmap = bitmap_of(first);
+    const size_t size = central->stats.size;
     unsigned char *start = fa_pages_address(&global.pages, first);
     uint32_t count = want < span->free ? want : span->free, word = span->hint, at = count;
     while (at > 0) {
         uint64_t bits = bitmap[word];
-        for (; bits != 0 && at > 0; bits &= bits - 1)
-            blocks[--at] = start + ((size_t)word * 64 + (uint32_t)__builtin_ctzll(bits)) * central->stats.size;
+        while (bits != 0 && at > 0) {
+            uint32_t bit = (uint32_t)__builtin_ctzll(bits), row = (uint32_t)fa_min(row_of_ones(bits >> bit), at);
+            unsigned char *block = start + ((size_t)word * 64 + bit) * size;
+            at -= row;
+            for (uint32_t i = row; i > 0; i--, block += size) blocks[at + i - 1] = block;
+            bits &= ~(ones(row) << bit);
+        }
         bitmap[word] = bits;
         if (bits == 0) word++;
     }
@@ -359,40 +370,59 @@ static uint32_t take_from_span(fa_central *central, uint32_t first, void **block
     return count;
 }
 
-/* Neighbours mostly come together: a span is looked up when it changes. */
+/* How many blocks, from the first on, lie side by side and have their bits in one word of the bitmap; `*bit`, that of the first,
+ * becomes the lowest. Upwards no more than `above`. */
+static inline uint32_t row_of_neighbours(void *const *block, void *const *end, size_t size, uint32_t above, uint32_t *bit) {
+    if (end - block == 1) return 1;
+    size_t step = (uintptr_t)block[1] - (uintptr_t)block[0];
+    if (step != size && step != 0 - size) return 1;
+    uint32_t row = 1, most = (uint32_t)fa_min((size_t)(end - block), step == size ? fa_min(64 - *bit, above) : *bit + 1);
+    while (row < most && (uintptr_t)block[row] - (uintptr_t)block[row - 1] == step) row++;
+    if (step != size) *bit -= row - 1;
+    return row;
+}
+
+/* Neighbours mostly come together, upwards or downwards: a span is looked up when it changes, and a word of its bitmap, too. */
 static void give_to_spans(fa_central *central, void *const *blocks, uint32_t count) {
-    const uint32_t size = central->stats.size, reciprocal = central->reciprocal;
+    const size_t size = central->stats.size;
+    const uint32_t reciprocal = central->reciprocal;
     const unsigned char *start = NULL;
     fa_run *span = NULL;
     uint64_t *bitmap = NULL;
-    size_t bytes = 0; /* of the span, if there is one and it is not gone */
-    uint32_t first = 0, given = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        size_t offset = (uintptr_t)blocks[i] - (uintptr_t)start;
-        if (span == NULL || offset >= bytes) {
-            first = global.pages.run[fa_pages_of(&global.pages, blocks[i])].first;
+    size_t bytes = 0; /* of the span; 0: there is none, or it is gone */
+    uint32_t first = 0, row;
+    for (void *const *block = blocks, *const *end = blocks + count; block < end; block += row) {
+        size_t offset = (uintptr_t)*block - (uintptr_t)start;
+        if (offset >= bytes) {
+            first = global.pages.run[fa_pages_of(&global.pages, *block)].first;
             span = &global.pages.run[first];
             start = fa_pages_address(&global.pages, first);
             bytes = (size_t)span->length << FA_PAGE_LOG2;
             bitmap = bitmap_of(first);
-            offset = (uintptr_t)blocks[i] - (uintptr_t)start;
+            offset = (uintptr_t)*block - (uintptr_t)start;
         }
-        uint32_t index = (uint32_t)((uint64_t)offset * reciprocal >> 32), word = index / 64;
-        uint64_t bit = (uint64_t)1 << index % 64;
-        if (FA_UNLIKELY((bitmap[word] & bit) != 0 || (size_t)index * size != offset)) {
-            corrupt(blocks[i]);
+        uint32_t index = (uint32_t)((uint64_t)offset * reciprocal >> 32), word = index / 64, bit = index % 64;
+        row = 1;
+        if (FA_UNLIKELY(index >= span->blocks || index * size != offset)) {
+            corrupt(*block);
             continue;
         }
-        bitmap[word] |= bit;
-        given++;
+        row = row_of_neighbours(block, end, size, span->blocks - index, &bit);
+        uint64_t bits = ones(row) << bit, twice = bitmap[word] & bits;
+        if (FA_UNLIKELY(twice != 0)) {
+            corrupt(start + ((size_t)word * 64 + (uint32_t)__builtin_ctzll(twice)) * size);
+            continue;
+        }
+        bitmap[word] |= bits;
         if (word < span->hint) span->hint = (uint16_t)word;
-        if (FA_UNLIKELY(span->free++ == 0)) append_span(central, first);
+        if (FA_UNLIKELY(span->free == 0)) append_span(central, first);
+        span->free = (uint16_t)(span->free + row);
         if (FA_UNLIKELY(span->free == span->blocks - central->fence)) {
             drop_span(central, first);
-            span = NULL;
+            bytes = 0;
         }
     }
-    ADD(central->stats.taken, -(size_t)given);
+    ADD(central->stats.taken, -(size_t)count);
 }
 
 /* ---- centrals ----------------------------------------------------------------------------------------------------- */
