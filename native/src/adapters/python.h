@@ -65,6 +65,7 @@ typedef struct fa_heap {
     fa_arena *arena; /* one of the two is null */
     fa_manager *manager;
     size_t array_alignment; /* of NumPy's blocks: a cache line at least */
+    size_t limit;           /* of a manager: bytes that its live blocks may ask for; 0: no limit */
     uint64_t serial;        /* no two heaps of a process have the same */
     uint64_t lineage;       /* the serial of the heap that reset(retire=True) first replaced */
     bool closed;

@@ -87,6 +87,8 @@ static PyObject *heap_create(PyObject *args, bool is_arena) {
     if (is_arena) {
         size_t alignment = ((const fa_arena_options *)options)->alignment;
         if (alignment > FA_ARRAY_ALIGNMENT) heap->array_alignment = alignment;
+    } else {
+        heap->limit = ((const fa_manager_options *)options)->limit;
     }
     heaps_link(heap);
     return (PyObject *)heap;
@@ -171,11 +173,32 @@ static void set_sealed_error(fa_heap *heap) {
                  heap->label);
 }
 
+typedef struct room {
+    char text[160];
+} room;
+
+/* What there was, for those who were refused. */
+static room room_of(const fa_heap *heap) {
+    room said;
+    if (heap->arena) {
+        fa_arena_stats stats = {0};
+        fa_arena_get_stats(heap->arena, &stats);
+        snprintf(said.text, sizeof said.text, "%llu of its capacity of %llu bytes are used", (unsigned long long)stats.used,
+                 (unsigned long long)stats.capacity);
+    } else {
+        fa_manager_stats stats = {0};
+        fa_manager_get_stats(heap->manager, &stats);
+        int length = snprintf(said.text, sizeof said.text, "%llu bytes are live in it", (unsigned long long)stats.requested);
+        if (heap->limit != 0) snprintf(said.text + length, sizeof said.text - (size_t)length, ", and its limit is %zu", heap->limit);
+    }
+    return said;
+}
+
 void fa_heap_refused_array(fa_heap *heap, PyObject *cause) {
     fa_status status = heap->arena ? fa_arena_last_refusal(heap->arena) : FA_OK;
     if (status == FA_ERR_LOCK) set_lock_error(heap, PyUnicode_FromString("an array"));
     else if (status == FA_ERR_SEALED) set_sealed_error(heap);
-    else PyErr_Format(fa_OutOfMemoryError, "%s: %S", heap->label, cause);
+    else PyErr_Format(fa_OutOfMemoryError, "%s: %S: %s", heap->label, cause, room_of(heap).text);
 }
 
 void fa_heap_refused(fa_heap *heap, size_t size, size_t alignment, fa_status status) {
@@ -191,16 +214,9 @@ void fa_heap_refused(fa_heap *heap, size_t size, size_t alignment, fa_status sta
         set_sealed_error(heap);
     } else if (status == FA_ERR_INVALID) {
         PyErr_Format(fa_ArgumentError, "%s: %zu bytes%s cannot be allocated", heap->label, size, aligned);
-    } else if (heap->arena) {
-        fa_arena_stats stats = {0};
-        fa_arena_get_stats(heap->arena, &stats);
-        PyErr_Format(fa_OutOfMemoryError, "%s: no room for %zu bytes%s: %llu of its capacity of %llu bytes are used",
-                     heap->label, size, aligned, (unsigned long long)stats.used, (unsigned long long)stats.capacity);
     } else {
-        fa_manager_stats stats = {0};
-        fa_manager_get_stats(heap->manager, &stats);
-        PyErr_Format(fa_OutOfMemoryError, "%s: no memory for %zu bytes%s: %llu bytes are live in it", heap->label, size,
-                     aligned, (unsigned long long)stats.requested);
+        PyErr_Format(fa_OutOfMemoryError, "%s: no %s for %zu bytes%s: %s", heap->label, heap->arena ? "room" : "memory", size,
+                     aligned, room_of(heap).text);
     }
 }
 
