@@ -36,7 +36,8 @@ test-scipy: $(VENV)/.test
 
 # Real programs on the global allocator, the long ones too; make test runs the quick ones. What is not installed is skipped by name.
 test-programs: $(VENV)/.programs
-	tests/needs lua5.4 redis-server ruby sqlite3 libpython3-testsuite \
+	tests/needs lua5.4 redis-server ruby sqlite3 \
+	    $$(/usr/bin/python3 -c 'import sys; print("libpython%d.%d-testsuite" % sys.version_info[:2])') \
 	    $$(command -v node >/dev/null || echo nodejs) $$(command -v rustc >/dev/null || echo rustc)
 	FASTALLOC_TEST_LONG=1 pytest tests/programs
 
@@ -50,6 +51,7 @@ soak: $(VENV)/.test
 	fastalloc run -- $(BIN)/python tests/soak.py --minutes $(MINUTES)
 
 test-valgrind: $(VENV)/.test
+	tests/needs valgrind
 	FASTALLOC_TEST_PRESETS=debug FASTALLOC_TEST_WRAPPER="valgrind --quiet --leak-check=full --error-exitcode=99" \
 	    pytest -n 2 tests/test_native.py -k test_c
 
@@ -85,7 +87,12 @@ test-wheels: $(VENV)/.dev
 test-sdist: $(VENV)/.dev
 	nox --session sdist
 
-test-all: test test-numpy test-scipy test-programs test-valgrind test-amalgamation test-examples test-cross test-wheels test-sdist
+# What some tests of make test use if it is there.
+.PHONY: test-tools
+test-tools:
+	tests/needs g++ gdb pkg-config binutils
+
+test-all: test-tools test test-numpy test-scipy test-programs test-valgrind test-amalgamation test-examples test-cross test-wheels test-sdist
 
 check: $(VENV)/.dev
 	ruff check
@@ -147,12 +154,14 @@ test-all: prove test-long
 
 # Proofs of the address arithmetic and models of what is lock-free.
 prove: $(VENV)/.prove
-	$(if $(shell command -v spin),python native/prove/models.py,@echo "make prove: models skipped, for spin is not installed (apt install spin)")
+	tests/needs spin
+	if command -v spin; then python native/prove/models.py; else echo "make prove: models skipped, for spin is not installed"; fi
 	python native/prove/arithmetic.py
 
 # libFuzzer on each target; what the committed corpus finds is a part of make test (tests/test_fuzz.py).
 SECONDS ?= 60
 fuzz: $(VENV)/.test
+	tests/needs clang
 	native/fuzz/run $(SECONDS)
 
 # Half an hour of programs over the Python API, longer stress, fuzzing.

@@ -43,7 +43,7 @@ def regression_tests(run_both: Carry, tmp_path: Path, *modules: str, blocks: int
     """What passes without the preload passes with it. What does not is tried once more: some tests depend on time."""
     python = interpreter_with(*modules)
     if python is None:
-        pytest.skip(f"no Python with test.{', test.'.join(modules)} (Debian's package libpython3-testsuite)")
+        pytest.skip(f"no Python with test.{', test.'.join(modules)} (Debian's package libpython3.*-testsuite)")
     command = [python, "-m", "test", "-q", "-w", "--junit-xml", "outcomes.xml", *modules]
     plain, ours = run_both(*command, timeout=timeout)
     before, after = (outcomes(tmp_path / name / "outcomes.xml") for name in ("plain", "fastalloc"))
