@@ -21,7 +21,8 @@ HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "malloc.md"
 BEGIN, END = "<!-- made by tests/misuse: begin -->", "<!-- made by tests/misuse: end -->"
 
-SMALL, MEDIUM, LARGE = (9, 24, 100, 5000), (33_001, 100_000), (1 << 21, 3_145_733)
+# Medium blocks have closed pages around them; large ones are closed themselves when they are freed.
+SMALL, MEDIUM, LARGE = (9, 24, 100, 5000), (33_001, 100_000), (1 << 22, 5_242_885)
 SIZES = SMALL + MEDIUM + LARGE
 FORMS = {
     "c": ("malloc", "calloc", "realloc", "aligned"),
@@ -43,7 +44,7 @@ NOTHING = ""
 
 @dataclass(frozen=True)
 class Misuse:
-    """One way to misuse a block; the line for small blocks, and the one for those that have closed pages."""
+    """One way to misuse a block; the line for small blocks, and the one at a closed page."""
 
     name: str
     line: str
@@ -139,10 +140,9 @@ def is_past(misuse: Misuse, size: int, form: str) -> bool:
 def expected(misuse: Misuse, size: int, form: str, address: str) -> str:
     """What the hardened allocator says, to the letter; empty if the misuse comes to nothing."""
     line = misuse.line
-    large = size > SMALL[-1]
-    if misuse.large == GONE and large:
+    if misuse.large == GONE and size >= LARGE[0]:
         line = GONE
-    elif misuse.large == PAST and large and is_past(misuse, size, form):
+    elif misuse.large == PAST and size > SMALL[-1] and is_past(misuse, size, form):
         line = PAST
     if not line:
         return ""

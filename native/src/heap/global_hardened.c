@@ -6,7 +6,7 @@
  *
  *     vault    | oldest first: nobody's yet | free: any of them is the next |        of a thread, for each class
  *
- *     large    | closed | canary, data ............ slack | closed |          freed: | closed ................. |
+ *     large    | closed | canary, data ............ slack | closed |          freed: | closed | 0 0 0 0 0 0 | closed |
  *
  * Small blocks. Each ends in eight bytes that only this process can know; what its class leaves between the size that was asked
  * for and these is filled with a byte of them. A free looks at both, and at the word before the block: an overflow
@@ -16,16 +16,17 @@
  * a number of others of its class were freed, and then for a draw.
  *
  * Large blocks (above 32 KiB) have a mapping each, their end at a page that is closed, if their size and alignment are multiples of
- * 16; the rest is canary. Freed ones are closed as a whole, keep their pages, zeroed, and are opened again for others when
- * some others, or 32 MiB, were freed after them. When the kernel has no mappings left, blocks do without closed pages: canaries
- * stand there.
+ * 16; the rest is canary. Freed ones keep their pages, zeroed, and serve others when some others, or 32 MiB, were freed after them.
+ * From 4 MiB on they are closed as a whole meanwhile. Smaller ones must still be zero, like small blocks: to close and open
+ * pages costs more than to read them, and with threads several times that. When the kernel has no mappings left, blocks do without
+ * closed pages: canaries stand there.
  *
  * Invariants: a word of canary is written once, by whoever is the first to use its block or the one behind; states are FRESH
  * (never used, zero), FREE (zero but for the word), BUSY (on its way between two), or the size + LIVE. A large block is in the
  * table, or held, or on its way.
  * Thread rule: any. A thread's heap is its own, or locked, while its vault changes; the lock here is held while a large block changes hands,
  * none while a block is looked at, so a fork finds nothing half done but blocks that are BUSY. Reports are made without a lock.
- * Cost: a malloc and a free read and write the whole block once; one atomic operation; a large block is two system calls.
+ * Cost: a malloc and a free read and write the whole block once; one atomic operation; from 4 MiB on, two system calls.
  */
 #include "global_parts.h"
 
@@ -39,7 +40,7 @@
 #define PAGE_STATES (FA_PAGE / 16)
 /* Of a vault, this part waits. So many are fetched when fewer than half of them are left to draw from: few, so that what is
  * allocated together lies together. */
-#define WAITING 4
+#define QUEUED 4
 #define FETCHED 16U
 /* Freed large blocks that are remembered, and after how many later ones, or how many bytes, one may be used again. */
 #define HELD 256U
@@ -47,8 +48,10 @@
 #define HELD_BACK_BYTES ((size_t)32 << 20)
 /* A freed mapping may be larger than what is asked for by this part of it. */
 #define HELD_WASTE 8
+/* Freed blocks of this size are closed as a whole. */
+#define CLOSED_MIN ((size_t)4 << 20)
 /* From here on pages move when a block grows, and it gets addresses to grow on. */
-#define MOVED_MIN ((size_t)128 << 10)
+#define MOVED_MIN ((size_t)1 << 20)
 /* Of a freed block of this size it is asked which pages were ever used. */
 #define SPARSE_MIN ((size_t)1 << 20)
 
@@ -56,7 +59,7 @@ enum { FRESH, FREE, BUSY, LIVE };
 
 typedef _Atomic uint16_t state;
 
-typedef enum fate { UNUSED, ON_ITS_WAY, IN_USE, HELD_CLOSED } fate;
+typedef enum fate { UNUSED, ON_ITS_WAY, IN_USE, WAITING } fate;
 
 typedef struct big {
     unsigned char *map; /* all of it, closed pages included */
@@ -68,6 +71,7 @@ typedef struct big {
     size_t freed_bytes; /* of large blocks, all there were until this one */
     uint32_t next;      /* of those that are unused */
     uint8_t fate;
+    bool closed;        /* of one that waits: nothing of it may be touched */
 } big;
 
 /* Of a class. */
@@ -113,7 +117,7 @@ void fa_hardened_begin(void) {
     for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) {
         const fa_central *central = &fa_the_heap.central[class];
         hard.shapes[class] = (shape){.size = central->stats.size, .reciprocal = central->reciprocal,
-                                     .slots = (uint16_t)central->slots, .waiting = (uint16_t)(central->slots / WAITING)};
+                                     .slots = (uint16_t)central->slots, .waiting = (uint16_t)(central->slots / QUEUED)};
     }
     while (pages->bytes > 0 && os->reserve(pages->bytes / 16 * sizeof(state), os->page_size(), &memory) != 0) {
         size_t less = pages->bytes / 2;
@@ -519,6 +523,13 @@ static void release_big(big *one) {
     unlock();
 }
 
+static bool is_clean(const big *one) { return one->closed || fa_is_zero(one->open, (size_t)(one->close - one->open)); }
+
+/* What was open while it waited is zero still. */
+static void look_at_waiting(const big *one) {
+    if (FA_UNLIKELY(!is_clean(one))) report("reuse", FA_FAULT_WRITTEN, one->data);
+}
+
 /* Held blocks that are too many, too much, or too old, go. True if one did. */
 static bool release_held(uint64_t now, uint32_t most, size_t bytes, uint32_t age) {
     bool any = false;
@@ -529,6 +540,7 @@ static bool release_held(uint64_t now, uint32_t most, size_t bytes, uint32_t age
         big *gone = goes ? take_held(0) : NULL;
         unlock();
         if (gone == NULL) return any;
+        look_at_waiting(gone);
         release_big(gone);
         any = true;
     }
@@ -548,16 +560,26 @@ static bool damage_of(const big *one, fa_fault *fault) {
     return after || !fa_canary_holds(&canary, one->open, (size_t)(one->data - one->open));
 }
 
-/* Sets what is open, and opens it; if the kernel refuses, all of it is. */
+static bool commit(unsigned char *from, const unsigned char *to) {
+    return to <= from || fa_the_heap.os->commit(from, (size_t)(to - from)) == 0;
+}
+
+/* Opens from `open` to `close`, or what is closed of it; what is open behind it is closed, what is before it stays, for canaries. */
+static bool open_range(const big *one, unsigned char *open, unsigned char *close) {
+    if (one->open == one->close) return commit(open, close);
+    if (close < one->close && fa_the_heap.os->protect(close, (size_t)(one->close - close), FA_OS_NONE) != 0) return false;
+    return commit(open, one->open) && commit(one->close, close);
+}
+
+/* If the kernel refuses, all of it is open. */
 static bool open_big(big *one, unsigned char *open, unsigned char *close) {
-    const fa_os *os = fa_the_heap.os;
-    one->open = open;
+    bool opened = open_range(one, open, close) || (release_held(0, 0, 0, 0) && open_range(one, open, close));
+    one->open = one->open == one->close || open < one->open ? open : one->open;
     one->close = close;
-    if (os->commit(open, (size_t)(close - open)) == 0) return true;
-    if (release_held(0, 0, 0, 0) && os->commit(open, (size_t)(close - open)) == 0) return true;
+    if (opened) return true;
     one->open = one->map;
     one->close = one->map + one->length;
-    return os->commit(one->map, one->length) == 0;
+    return commit(one->open, one->close);
 }
 
 static bool map_big(big *one, size_t length, size_t alignment) {
@@ -589,10 +611,13 @@ static void *enter(big *one) {
     return one->data;
 }
 
-static void *alloc_big(size_t size, size_t alignment) {
+/* With `spare` more bytes of addresses, closed, to grow on. */
+static void *alloc_big(size_t size, size_t alignment, size_t spare) {
     size_t page = fa_the_heap.os->page_size(), rounded, room, length;
     size_t edge = fa_max(alignment, page); /* of the mapping, and closed before the data */
-    if (!fa_align_up(size, fa_max(alignment, FA_CANARY), &rounded) || !fa_align_up(rounded, page, &room)) return NULL;
+    if (!fa_align_up(size, fa_max(alignment, FA_CANARY), &rounded) || !fa_align_up(rounded, page, &room) ||
+        __builtin_add_overflow(room, spare = fa_align_down(spare, page), &room))
+        return NULL;
     size_t step = (size_t)1 << (fa_log2(room | 1) - fa_min(fa_log2(room | 1), 4)); /* so that freed ones fit others */
     if (__builtin_add_overflow(room, page, &room) || !fa_align_up(room, fa_max(step, edge), &room) ||
         __builtin_add_overflow(room, edge + page, &length))
@@ -609,7 +634,9 @@ static void *alloc_big(size_t size, size_t alignment) {
         unlock();
         return NULL;
     }
-    unsigned char *end = one->map + one->length - page;
+    if (reused) look_at_waiting(one);
+    if (one->closed) one->close = one->open;
+    unsigned char *end = one->map + one->length - page - spare;
     one->data = end - rounded;
     one->size = size;
     unsigned char *open = (unsigned char *)fa_align_down((uintptr_t)one->data - FA_CANARY, page);
@@ -620,7 +647,7 @@ static void *alloc_big(size_t size, size_t alignment) {
     surround(one);
     if (reused) {
         FA_COUNT(cache_hits, 1);
-        FA_COUNT(large_reused, (size_t)(end - open));
+        FA_COUNT(large_reused, (size_t)(end - one->open));
     }
     FA_COUNT(large_allocated, 1);
     fa_global_now_and_then();
@@ -628,18 +655,20 @@ static void *alloc_big(size_t size, size_t alignment) {
 }
 
 /* All zero, and closed. False: it cannot be. */
-static bool close_big(const big *one) {
+static bool close_big(big *one) {
     const fa_os *os = fa_the_heap.os;
     size_t room = (size_t)(one->close - one->open);
     uint64_t resident = room;
     if (one->open == one->map) return false; /* it had no closed pages */
+    one->closed = room >= CLOSED_MIN;
     if (room >= SPARSE_MIN) (void)os->resident(one->open, room, &resident);
     if (resident < room / 2) {
         if (os->decommit(one->open, room) != 0) return false;
+        one->closed = true; /* a look would make pages */
     } else {
         memset(one->open, 0, room);
     }
-    return os->protect(one->open, room, FA_OS_NONE) == 0;
+    return !one->closed || os->protect(one->open, room, FA_OS_NONE) == 0;
 }
 
 /* False if no large block begins there. */
@@ -667,7 +696,7 @@ static bool free_big(void *block, size_t size) {
     lock();
     bool held = hard.held_count < HELD;
     if (held) {
-        one->fate = HELD_CLOSED;
+        one->fate = WAITING;
         one->freed_at = fa_global_now();
         one->freed_bytes = hard.freed_bytes;
         hard.held[hard.held_count++] = (uint32_t)(one - hard.bigs);
@@ -779,7 +808,7 @@ static void *move_pages(big *one, size_t size) {
 static const big *around(const void *address) {
     for (uint32_t i = 0; i < hard.used; i++) {
         const big *one = &hard.bigs[i];
-        if ((one->fate == IN_USE || one->fate == HELD_CLOSED) && (uintptr_t)address - (uintptr_t)one->map < one->length) return one;
+        if ((one->fate == IN_USE || one->fate == WAITING) && (uintptr_t)address - (uintptr_t)one->map < one->length) return one;
     }
     return NULL;
 }
@@ -793,7 +822,7 @@ FA_COLD static bool is_foreign(const char *call, const void *block, const spot *
     lock();
     const big *one = around(block);
     fa_fault fault = one == NULL                                        ? FA_FAULT_FOREIGN
-                     : one->fate == HELD_CLOSED && one->data == block ? FA_FAULT_FREED
+                     : one->fate == WAITING && one->data == block ? FA_FAULT_FREED
                      : one->fate == IN_USE                             ? FA_FAULT_INSIDE
                                                                        : FA_FAULT_NOT_LIVE;
     unlock();
@@ -816,7 +845,7 @@ bool fa_global_explain(const void *address) {
     if (!fa_is_hardened()) return false;
     if (!take_soon(&hard.lock)) return false;
     const big *one = around(address);
-    bool freed = one != NULL && one->fate == HELD_CLOSED, before = one != NULL && (uintptr_t)address < (uintptr_t)one->data;
+    bool freed = one != NULL && one->fate == WAITING, before = one != NULL && (uintptr_t)address < (uintptr_t)one->data;
     fa_lock_give(&hard.lock);
     if (one != NULL) report("access", freed ? FA_FAULT_GONE : before ? FA_FAULT_AHEAD : FA_FAULT_PAST, address);
     return one != NULL;
@@ -831,7 +860,7 @@ FA_HOT void *fa_hardened_alloc(fa_heap *heap, size_t size, size_t alignment) {
         if (FA_LIKELY(block != NULL)) return block;
         FA_COUNT(fallbacks, 1);
     }
-    block = alloc_big(size, fa_max(alignment, FA_CANARY));
+    block = alloc_big(size, fa_max(alignment, FA_CANARY), 0);
     return block != NULL ? block : fa_global_no_memory();
 }
 
@@ -907,7 +936,9 @@ void *fa_hardened_realloc(fa_heap *heap, void *block, size_t size) {
         void *moved = size > old_size ? move_pages(one, size) : NULL;
         if (moved != NULL) return moved;
     }
-    void *moved = fa_hardened_alloc(heap, size, 1);
+    bool grows = at.state == NULL && size > old_size; /* and will again */
+    void *moved = grows ? alloc_big(size, FA_CANARY, size / 2) : NULL;
+    if (moved == NULL) moved = fa_hardened_alloc(heap, size, 1);
     if (moved == NULL) return NULL;
     memcpy(moved, block, fa_min(old_size, size));
     fa_hardened_free(heap, block, old_size);
@@ -961,6 +992,12 @@ void fa_hardened_drop(uint32_t first) {
     memset((void *)&hard.states[(size_t)first * PAGE_STATES], 0, run->blocks * sizeof(state));
 }
 
+static bool is_big_wrong(const big *one, fa_fault *fault) {
+    if (one->fate == IN_USE) return damage_of(one, fault);
+    *fault = FA_FAULT_WRITTEN;
+    return one->fate == WAITING && !is_clean(one);
+}
+
 void fa_global_check(const char *call) {
     fa_fault fault = FA_FAULT_NOT_LIVE;
     const void *wrong = NULL;
@@ -974,7 +1011,7 @@ void fa_global_check(const char *call) {
     }
     if (wrong == NULL && take_soon(&hard.lock)) {
         for (uint32_t i = 0; i < hard.used && wrong == NULL; i++)
-            if (hard.bigs[i].fate == IN_USE && damage_of(&hard.bigs[i], &fault)) wrong = hard.bigs[i].data;
+            if (is_big_wrong(&hard.bigs[i], &fault)) wrong = hard.bigs[i].data;
         fa_lock_give(&hard.lock);
     }
     if (wrong != NULL) report(call, fault, wrong);
@@ -987,9 +1024,9 @@ bool fa_hardened_is_valid(void) {
         size_t room = (size_t)(one->close - one->open);
         unused += one->fate == UNUSED;
         live += one->fate == IN_USE;
-        held += one->fate == HELD_CLOSED;
+        held += one->fate == WAITING;
         if (one->fate == IN_USE) bytes += room;
-        if (one->fate == HELD_CLOSED) held_bytes += room;
+        if (one->fate == WAITING) held_bytes += room;
         if (one->fate == IN_USE && big_of(one->data) != one) return false;
     }
     for (uint32_t next = hard.unused; next != 0; next = hard.bigs[next - 1].next) unused--;
