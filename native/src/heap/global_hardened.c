@@ -38,10 +38,11 @@
 #define SMALL_MAX (FA_GLOBAL_SMALL - WORD)
 /* Of a page: states. */
 #define PAGE_STATES (FA_PAGE / 16)
-/* Of a vault, this part waits. So many are fetched when fewer than half of them are left to draw from: few, so that what is
+/* Of a vault, this part waits in the end. So many are fetched when there are few left to draw from: not more, so that what is
  * allocated together lies together. */
 #define QUEUED 4
 #define FETCHED 16U
+#define FEW 8U
 /* Freed large blocks that are remembered, and after how many later ones, or how many bytes, one may be used again. */
 #define HELD 256U
 #define HELD_BACK 8U
@@ -74,10 +75,18 @@ typedef struct big {
     bool closed;        /* of one that waits: nothing of it may be touched */
 } big;
 
+/* Blocks of these sizes are zeroed and looked at in as many steps of 16 bytes as the largest of them has. */
+#define STEPPED_MIN 32U
+#define STEPPED_MAX 144U
+#define STEPS (STEPPED_MAX / 16)
+
 /* Of a class. */
 typedef struct shape {
     uint32_t size, reciprocal; /* as in its central, which others write to */
-    uint16_t slots, waiting;   /* of a vault; those that are not drawn from */
+    uint16_t slots;            /* of a vault */
+    uint8_t waiting;           /* of these, how many are not drawn from */
+    uint8_t class;
+    uint8_t step[STEPS];       /* where steps begin; the last ones all at the end */
 } shape;
 
 static struct {
@@ -105,6 +114,8 @@ FA_COLD static void report(const char *call, fa_fault fault, const void *block) 
     fa_report_fault(&reporter, call, fault, block);
 }
 
+static inline bool is_stepped(const shape *form) { return form->size - STEPPED_MIN <= STEPPED_MAX - STEPPED_MIN; }
+
 /* ---- the beginning ------------------------------------------------------------------------------------------------- */
 
 void fa_hardened_begin(void) {
@@ -116,8 +127,11 @@ void fa_hardened_begin(void) {
         hard.secret = (fa_canary){{(uintptr_t)&os * 0xD1342543DE82EF95U, (uintptr_t)pages->base ^ os->milliseconds() << 40}};
     for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) {
         const fa_central *central = &fa_the_heap.central[class];
-        hard.shapes[class] = (shape){.size = central->stats.size, .reciprocal = central->reciprocal,
-                                     .slots = (uint16_t)central->slots, .waiting = (uint16_t)(central->slots / QUEUED)};
+        shape *form = &hard.shapes[class];
+        *form = (shape){.size = central->stats.size, .reciprocal = central->reciprocal, .slots = (uint16_t)central->slots,
+                        .waiting = (uint8_t)(central->slots / QUEUED), .class = (uint8_t)class};
+        for (uint32_t i = 0; i < STEPS && is_stepped(form); i++)
+            form->step[i] = (uint8_t)fa_min((size_t)i * sizeof(fa_pair), form->size - WORD - sizeof(fa_pair));
     }
     while (pages->bytes > 0 && os->reserve(pages->bytes / 16 * sizeof(state), os->page_size(), &memory) != 0) {
         size_t less = pages->bytes / 2;
@@ -142,8 +156,7 @@ bool fa_global_has_secret(void) { return hard.is_secret; }
 typedef struct spot {
     state *state; /* null: no block of a span */
     unsigned char *start;
-    uint32_t class;
-    uint32_t size; /* of its class */
+    const shape *form;
     size_t offset; /* of the pointer, from start */
 } spot;
 
@@ -158,13 +171,12 @@ static inline spot find_spot(const void *pointer) {
     const shape *form = &hard.shapes[run->class];
     unsigned char *start = fa_pages_address(pages, first);
     size_t offset = (size_t)((const unsigned char *)pointer - start);
-    uint32_t size = form->size, index = (uint32_t)((uint64_t)offset * form->reciprocal >> 32);
+    uint32_t index = (uint32_t)((uint64_t)offset * form->reciprocal >> 32);
     if (FA_UNLIKELY(index == 0 || index >= run->blocks)) return found;
     found.state = &hard.states[(size_t)first * PAGE_STATES + index];
-    found.start = start + (size_t)index * size;
-    found.class = run->class;
-    found.size = size;
-    found.offset = offset - (size_t)index * size;
+    found.start = start + (size_t)index * form->size;
+    found.form = form;
+    found.offset = offset - (size_t)index * form->size;
     return found;
 }
 
@@ -175,7 +187,7 @@ static inline spot spot_of(unsigned char *block, uint32_t class) {
     uint32_t first = pages->run[fa_pages_of(pages, block)].first;
     size_t offset = (size_t)(block - (unsigned char *)fa_pages_address(pages, first));
     uint32_t index = (uint32_t)((uint64_t)offset * form->reciprocal >> 32);
-    return (spot){.state = &hard.states[(size_t)first * PAGE_STATES + index], .start = block, .class = class, .size = form->size};
+    return (spot){.state = &hard.states[(size_t)first * PAGE_STATES + index], .start = block, .form = form};
 }
 
 bool fa_hardened_span(uint32_t first, bool zero) {
@@ -199,12 +211,16 @@ bool fa_hardened_span(uint32_t first, bool zero) {
 
 typedef _Atomic uint64_t word;
 
-static inline uint64_t word_of(const unsigned char *block) { return fa_canary_of(&hard.secret, block).word[1]; }
 static inline word *word_at(unsigned char *block, uint32_t size) { return (word *)(void *)(block + size - WORD); }
+static inline bool has_word(unsigned char *block, uint32_t size, const fa_canary *canary) {
+    return LOAD(*word_at(block, size)) == canary->word[1];
+}
+static inline fa_canary canary_of(const unsigned char *block) { return fa_canary_of(&hard.secret, block); }
 
-/* One byte, eight times: it does not matter where a store begins. */
-static inline uint64_t slack_of(const unsigned char *block) {
-    return (fa_canary_of(&hard.secret, block).word[0] & 0xFF) * 0x0101010101010101U;
+/* One byte, sixteen times: it does not matter where a store begins. */
+static inline fa_pair slack_of(const fa_canary *canary) {
+    const uint64_t eight = (canary->word[0] & 0xFF) * 0x0101010101010101U;
+    return (fa_pair){eight, eight};
 }
 
 /*
@@ -212,120 +228,100 @@ static inline uint64_t slack_of(const unsigned char *block) {
  * are seen through a mask, all at once; and blocks of some lines are looked at, and zeroed, in as many steps as the
  * largest of them needs, the last ones at the same place.
  */
-typedef struct window {
-    uint64_t word[2];
-} window;
-
-static inline window load_window(const void *at) {
-    window seen;
-    memcpy(&seen, at, sizeof seen);
-    return seen;
-}
 
 /* All bits of the last `count` bytes, up to 16. */
-static inline window last_bytes(size_t count) {
-    static const unsigned char bytes[2 * sizeof(window)] = {
+static inline fa_pair last_bytes(size_t count) {
+    static const unsigned char bytes[2 * sizeof(fa_pair)] = {
         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
-    return load_window(bytes + count);
-}
-
-#define STEPPED_MIN 32U
-#define STEPPED_MAX (9 * sizeof(window))
-static inline bool is_stepped(const spot *at) { return at->size - STEPPED_MIN <= STEPPED_MAX - STEPPED_MIN; }
-static inline size_t step(const spot *at, size_t number) {
-    return fa_min(number * sizeof(window), at->size - WORD - sizeof(window));
+    return fa_load_pair(bytes + count);
 }
 
 /* The word is not touched. A block of 16 bytes has no more than eight before it. */
-static inline void fill_slack(const spot *at, size_t size, uint64_t pattern) {
-    unsigned char *end = at->start + at->size - WORD;
-    size_t slack = at->size - WORD - size;
-    window mask = last_bytes(fa_min(slack, sizeof mask)), new;
-    if (FA_UNLIKELY(at->size < STEPPED_MIN)) {
-        uint64_t low = (fa_load_word(end - WORD) & ~mask.word[1]) | (pattern & mask.word[1]);
+static inline void fill_slack(const spot *at, size_t size, fa_pair pattern) {
+    unsigned char *end = at->start + at->form->size - WORD;
+    size_t slack = at->form->size - WORD - size;
+    fa_pair mask = last_bytes(fa_min(slack, sizeof mask)), new;
+    if (FA_UNLIKELY(at->form->size < STEPPED_MIN)) {
+        uint64_t low = (fa_load_word(end - WORD) & ~mask[1]) | (pattern[1] & mask[1]);
         memcpy(end - WORD, &low, WORD);
         return;
     }
-    new = load_window(end - sizeof new);
-    new.word[0] = (new.word[0] & ~mask.word[0]) | (pattern & mask.word[0]);
-    new.word[1] = (new.word[1] & ~mask.word[1]) | (pattern & mask.word[1]);
+    new = (fa_load_pair(end - sizeof new) & ~mask) | (pattern & mask);
     memcpy(end - sizeof new, &new, sizeof new);
-    for (size_t done = sizeof new; done < slack; done += WORD) memcpy(end - fa_min(done + WORD, slack), &pattern, WORD);
+    for (size_t done = sizeof new; done < slack; done += sizeof new)
+        memcpy(end - fa_min(done + sizeof new, slack), &pattern, sizeof new);
 }
 
-static inline bool slack_holds(const spot *at, size_t size, uint64_t pattern) {
-    const unsigned char *end = at->start + at->size - WORD;
-    size_t slack = at->size - WORD - size;
-    window mask = last_bytes(fa_min(slack, sizeof mask)), seen;
-    if (FA_UNLIKELY(at->size < STEPPED_MIN)) return ((fa_load_word(end - WORD) ^ pattern) & mask.word[1]) == 0;
-    seen = load_window(end - sizeof seen);
-    uint64_t damage = ((seen.word[0] ^ pattern) & mask.word[0]) | ((seen.word[1] ^ pattern) & mask.word[1]);
-    for (size_t done = sizeof seen; done < slack; done += WORD) damage |= fa_load_word(end - fa_min(done + WORD, slack)) ^ pattern;
-    return damage == 0;
+static inline bool slack_holds(const spot *at, size_t size, fa_pair pattern) {
+    const unsigned char *end = at->start + at->form->size - WORD;
+    size_t slack = at->form->size - WORD - size;
+    fa_pair mask = last_bytes(fa_min(slack, sizeof mask)), damage;
+    if (FA_UNLIKELY(at->form->size < STEPPED_MIN)) return ((fa_load_word(end - WORD) ^ pattern[1]) & mask[1]) == 0;
+    damage = (fa_load_pair(end - sizeof damage) ^ pattern) & mask;
+    for (size_t done = sizeof damage; done < slack; done += sizeof damage)
+        damage |= fa_load_pair(end - fa_min(done + sizeof damage, slack)) ^ pattern;
+    return (damage[0] | damage[1]) == 0;
 }
 
 /* All but the word. */
 static inline bool is_clear(const spot *at) {
-    if (FA_UNLIKELY(!is_stepped(at))) return fa_is_zero(at->start, at->size - WORD);
-    uint64_t found = 0;
-    for (size_t i = 0; i < STEPPED_MAX / sizeof(window); i++) {
-        window seen = load_window(at->start + step(at, i));
-        found |= seen.word[0] | seen.word[1];
-    }
-    return found == 0;
+    const shape *form = at->form;
+    fa_pair found = {0, 0};
+    if (FA_UNLIKELY(!is_stepped(form))) return fa_is_zero(at->start, form->size - WORD);
+    for (size_t i = 0; i < STEPS; i++) found |= fa_load_pair(at->start + form->step[i]);
+    return (found[0] | found[1]) == 0;
 }
 
 static inline void clear(const spot *at) {
-    if (FA_UNLIKELY(!is_stepped(at))) {
-        memset(at->start, 0, at->size - WORD);
+    const shape *form = at->form;
+    if (FA_UNLIKELY(!is_stepped(form))) {
+        memset(at->start, 0, form->size - WORD);
         return;
     }
-    for (size_t i = 0; i < STEPPED_MAX / sizeof(window); i++) memset(at->start + step(at, i), 0, sizeof(window));
+    for (size_t i = 0; i < STEPS; i++) memset(at->start + form->step[i], 0, sizeof(fa_pair));
 }
 
-static inline bool is_intact(const spot *at, size_t size) {
-    unsigned char *block = at->start;
-    return LOAD(*word_at(block, at->size)) == word_of(block) && slack_holds(at, size, slack_of(block));
+static inline bool is_intact(const spot *at, size_t size, const fa_canary *canary) {
+    return has_word(at->start, at->form->size, canary) && slack_holds(at, size, slack_of(canary));
 }
 
 static inline bool is_intact_before(const spot *at) {
-    return LOAD(*word_at(at->start - at->size, at->size)) == word_of(at->start - at->size);
+    unsigned char *before = at->start - at->form->size;
+    const fa_canary canary = canary_of(before);
+    return has_word(before, at->form->size, &canary);
 }
 
-static inline bool is_untouched(const spot *at) {
-    return is_clear(at) && LOAD(*word_at(at->start, at->size)) == word_of(at->start);
+static inline bool is_untouched(const spot *at, const fa_canary *canary) {
+    return is_clear(at) && has_word(at->start, at->form->size, canary);
+}
+
+/* A block that is used for the first time, or the one before it, has no word yet. */
+FA_COLD static void give_words(const spot *at) {
+    unsigned char *block = at->start, *before = block - at->form->size;
+    /* Whoever sees that a block is not fresh sees its word. */
+    STORE(*word_at(block, at->form->size), canary_of(block).word[1]);
+    if (atomic_load_explicit(&at->state[-1], memory_order_acquire) == FRESH)
+        STORE(*word_at(before, at->form->size), canary_of(before).word[1]);
 }
 
 /* Makes a free block a live one. */
 static inline void *arm(unsigned char *block, uint32_t class, size_t size) {
     const spot at = spot_of(block, class);
-    /* Whoever sees that a block is not fresh sees its word. */
-    if (FA_UNLIKELY(LOAD(*at.state) == FRESH)) {
-        STORE(*word_at(block, at.size), word_of(block));
-        if (atomic_load_explicit(&at.state[-1], memory_order_acquire) == FRESH)
-            STORE(*word_at(block - at.size, at.size), word_of(block - at.size));
-    }
+    const fa_canary canary = canary_of(block);
+    if (FA_UNLIKELY(LOAD(*at.state) == FRESH)) give_words(&at);
     atomic_store_explicit(at.state, BUSY, memory_order_release);
-    if (FA_UNLIKELY(!is_untouched(&at))) report("reuse", FA_FAULT_WRITTEN, block);
-    fill_slack(&at, size, slack_of(block));
+    if (FA_UNLIKELY(!is_untouched(&at, &canary))) report("reuse", FA_FAULT_WRITTEN, block);
+    fill_slack(&at, size, slack_of(&canary));
     atomic_store_explicit(at.state, (uint16_t)(size + LIVE), memory_order_release);
     return block;
 }
 
-static inline void look_around(const char *call, const spot *at, size_t size) {
-    if (FA_UNLIKELY(!is_intact(at, size))) report(call, FA_FAULT_OVERFLOW, at->start);
-    if (FA_UNLIKELY(!is_intact_before(at))) report(call, FA_FAULT_UNDERFLOW, at->start);
-}
-
 /* ---- vaults --------------------------------------------------------------------------------------------------------- */
 
-static inline uint32_t drawn_from(fa_heap *heap, uint32_t count) { /* xorshift64 */
-    uint64_t value = heap->random;
-    value ^= value << 13;
-    value ^= value >> 7;
-    value ^= value << 17;
-    heap->random = value;
-    return (uint32_t)((value >> 32) * count >> 32);
+/* A number below `count`. */
+static inline uint32_t drawn_from(fa_heap *heap, uint32_t count) {
+    heap->random = heap->random * 6364136223846793005U + 1442695040888963407U;
+    return (uint32_t)((heap->random >> 32) * count >> 32);
 }
 
 /*
@@ -369,55 +365,72 @@ void fa_hardened_resume(fa_heap *heap) {
     atomic_store_explicit(&heap->halted, LOAD(fa_the_heap.fences) ? 0 : 1, memory_order_release);
 }
 
-/* Some free block of the class, or null. */
-static unsigned char *draw(fa_heap *heap, uint32_t class) {
-    fa_bin *bin = &heap->bin[class];
-    uint32_t slots = hard.shapes[class].slots, waiting = hard.shapes[class].waiting;
-    unsigned char *block = NULL;
-    bool fetch;
-    enter_vault(heap);
+/* How many blocks are in a vault. Whoever looked in meanwhile may have taken some, the oldest first. */
+static inline uint32_t count_vault(fa_heap *heap, uint32_t class) {
+    const fa_bin *bin = &heap->bin[class];
     void **start = heap->start[class];
     uint32_t count = FA_LIKELY(LOAD(bin->bottom) == start) ? (uint32_t)(LOAD(bin->top) - start) : fa_global_gather(heap, class, 0);
-    uint32_t wanted = waiting + (slots - waiting < FETCHED ? slots - waiting : FETCHED);
-    fetch = count < (waiting + wanted) / 2;
-    if (FA_UNLIKELY(fetch)) {
-        if (count == 0) heap->random ^= hard.secret.word[0];
-        count += fa_global_take_blocks(class, start + count, wanted - count);
+    if (FA_UNLIKELY(heap->waits[class] > count)) {
+        heap->waits[class] = (uint8_t)count;
+        heap->queue[class] = 0;
+    }
+    return count;
+}
+
+/* Some that may be drawn. How many there are in the vault now. */
+FA_COLD static uint32_t fetch(fa_heap *heap, uint32_t class, uint32_t count) {
+    uint32_t waits = heap->waits[class], room = hard.shapes[class].slots - waits;
+    if (count == 0) heap->random ^= hard.secret.word[0];
+    return count + fa_global_take_blocks(class, heap->start[class] + count, (room < FETCHED ? room : FETCHED) - (count - waits));
+}
+
+/* Some free block of the class, or null. */
+static inline unsigned char *draw(fa_heap *heap, uint32_t class) {
+    fa_bin *bin = &heap->bin[class];
+    unsigned char *block = NULL;
+    enter_vault(heap);
+    void **start = heap->start[class];
+    uint32_t count = count_vault(heap, class), waits = heap->waits[class];
+    bool few = count - waits < FEW;
+    if (FA_UNLIKELY(few)) {
+        count = fetch(heap, class, count);
+        if (count == waits) waits = 0; /* there is no memory */
     }
     if (FA_LIKELY(count > 0)) {
-        uint32_t index = FA_LIKELY(count > waiting) ? waiting + drawn_from(heap, count - waiting) : drawn_from(heap, count);
+        uint32_t index = waits + drawn_from(heap, count - waits);
         block = start[index];
         start[index] = start[--count];
         STORE(bin->top, start + count);
         STORE(bin->allocated, LOAD(bin->allocated) + 1);
     }
     leave_vault(heap);
-    if (FA_UNLIKELY(fetch)) fa_global_now_and_then();
+    if (FA_UNLIKELY(few)) fa_global_now_and_then();
     return block;
 }
 
-/* Takes the place of the one that has waited longest. */
-static void put_away(fa_heap *heap, uint32_t class, void *block) {
+/* Takes the place of the one that has waited longest, once as many wait as are to. */
+static inline void put_away(fa_heap *heap, const shape *form, void *block) {
+    const uint32_t class = form->class;
     fa_bin *bin = &heap->bin[class];
-    uint32_t slots = hard.shapes[class].slots, waiting = hard.shapes[class].waiting;
     bool full;
     enter_vault(heap);
     void **start = heap->start[class];
-    uint32_t count = FA_LIKELY(LOAD(bin->bottom) == start) ? (uint32_t)(LOAD(bin->top) - start) : fa_global_gather(heap, class, 0);
-    full = count == slots;
+    uint32_t count = count_vault(heap, class), waits = heap->waits[class];
+    full = count == form->slots;
     if (FA_UNLIKELY(full)) {
-        uint32_t gone = (slots - waiting) / 2;
+        uint32_t gone = (form->slots - waits) / 2;
         count -= gone;
         fa_global_give_blocks(class, start + count, gone);
     }
-    uint32_t at = FA_LIKELY(count >= waiting) ? heap->queue[class] : count;
-    heap->queue[class] = (uint16_t)(at + 1 == waiting ? 0 : at + 1);
-    if (FA_LIKELY(count >= waiting)) {
-        void *oldest = start[at];
-        start[at] = block;
-        block = oldest;
+    uint32_t at = waits;
+    if (FA_LIKELY(waits == form->waiting)) {
+        at = heap->queue[class];
+        heap->queue[class] = (uint8_t)(at + 1 == waits ? 0 : at + 1);
+    } else {
+        heap->waits[class] = (uint8_t)(waits + 1);
     }
-    start[count] = block;
+    start[count] = start[at];
+    start[at] = block;
     atomic_store_explicit(&bin->top, start + count + 1, memory_order_release);
     leave_vault(heap);
     if (FA_UNLIKELY(full)) fa_global_now_and_then();
@@ -442,24 +455,36 @@ FA_COLD static void refuse(const char *call, const void *pointer, const spot *at
     report(call, at->state != NULL && at->offset != 0 && LOAD(*at->state) >= LIVE ? FA_FAULT_INSIDE : FA_FAULT_NOT_LIVE, pointer);
 }
 
-/* False if a report came back. */
-static inline bool free_small(fa_heap *heap, const spot *at, size_t size) {
+/* Why a block cannot be freed. Somebody else may have done so while it was looked at. */
+FA_COLD static void refuse_free(const spot *at, size_t size, uint16_t before) {
+    uint16_t now = LOAD(*at->state);
+    const fa_canary canary = canary_of(at->start);
+    fa_fault fault = now == FRESH                                                ? FA_FAULT_NOT_LIVE
+                     : before < LIVE || now < LIVE                                ? FA_FAULT_FREED
+                     : size != FA_ANY_SIZE && size != (size_t)before - LIVE       ? FA_FAULT_SIZE
+                     : !is_intact(at, (size_t)before - LIVE, &canary)             ? FA_FAULT_OVERFLOW
+                     : !is_intact_before(at)                                      ? FA_FAULT_UNDERFLOW
+                                                                                  : FA_FAULT_FREED;
+    report("free", fault, at->start);
+}
+
+/* All is looked at before the state changes: what that waits for is in the cache then. */
+static inline void free_small(fa_heap *heap, const spot *at, size_t size) {
     unsigned char *block = at->start;
+    const fa_canary canary = canary_of(block);
     uint16_t before = LOAD(*at->state);
-    if (FA_UNLIKELY(before < LIVE || !atomic_compare_exchange_strong_explicit(at->state, &before, BUSY, memory_order_acquire,
-                                                                              memory_order_relaxed))) {
-        report("free", before == FRESH ? FA_FAULT_NOT_LIVE : FA_FAULT_FREED, block);
-        return false;
-    }
     size_t own_size = (size_t)before - LIVE;
-    if (FA_UNLIKELY(size != FA_ANY_SIZE && size != own_size)) report("free", FA_FAULT_SIZE, block);
-    look_around("free", at, own_size);
+    if (FA_UNLIKELY(before < LIVE || (size != FA_ANY_SIZE && size != own_size) || !is_intact(at, own_size, &canary) ||
+                    !is_intact_before(at) ||
+                    !atomic_compare_exchange_strong_explicit(at->state, &before, BUSY, memory_order_acquire, memory_order_relaxed))) {
+        refuse_free(at, size, before);
+        return;
+    }
     clear(at);
     atomic_store_explicit(at->state, FREE, memory_order_release);
     void *freed = block;
-    if (FA_LIKELY(heap != NULL)) put_away(heap, at->class, block);
-    else fa_global_give_blocks(at->class, &freed, 1);
-    return true;
+    if (FA_LIKELY(heap != NULL)) put_away(heap, at->form, block);
+    else fa_global_give_blocks(at->form->class, &freed, 1);
 }
 
 /* ---- large blocks; with the lock ------------------------------------------------------------------------------------- */
@@ -867,7 +892,7 @@ FA_HOT void *fa_hardened_alloc(fa_heap *heap, size_t size, size_t alignment) {
 FA_HOT void fa_hardened_free(fa_heap *heap, void *block, size_t size) {
     const spot at = find_spot(block);
     if (FA_LIKELY(at.state != NULL && at.offset == 0)) {
-        (void)free_small(heap, &at, size);
+        free_small(heap, &at, size);
     } else if (!free_big(block, size) && is_foreign("free", block, &at) && fa_the_options.foreign_free != NULL) {
         fa_the_options.foreign_free(block);
     }
@@ -906,10 +931,11 @@ bool fa_hardened_owns(const void *block) {
 }
 
 static bool resize_small(const spot *at, size_t old_size, size_t size) {
-    if (size > SMALL_MAX || fa_global_class(size + WORD) != at->class) return false;
-    unsigned char *end = at->start + at->size - WORD;
+    if (size > SMALL_MAX || fa_global_class(size + WORD) != at->form->class) return false;
+    const fa_canary canary = canary_of(at->start);
+    unsigned char *end = at->start + at->form->size - WORD;
     memset(at->start + fa_min(old_size, size), 0, (size_t)(end - at->start) - fa_min(old_size, size));
-    fill_slack(at, size, slack_of(at->start));
+    fill_slack(at, size, slack_of(&canary));
     STORE(*at->state, (uint16_t)(size + LIVE));
     return true;
 }
@@ -924,7 +950,9 @@ void *fa_hardened_realloc(fa_heap *heap, void *block, size_t size) {
     }
     if (size > PTRDIFF_MAX) return fa_global_no_memory();
     if (at.state != NULL) {
-        look_around("realloc", &at, old_size);
+        const fa_canary canary = canary_of(at.start);
+        if (FA_UNLIKELY(!is_intact(&at, old_size, &canary))) report("realloc", FA_FAULT_OVERFLOW, block);
+        if (FA_UNLIKELY(!is_intact_before(&at))) report("realloc", FA_FAULT_UNDERFLOW, block);
         if (resize_small(&at, old_size, size)) return block;
     } else {
         lock();
@@ -953,14 +981,15 @@ void fa_hardened_purge(size_t now, bool all) {
 
 /* A block that others use meanwhile may look wrong; one that is, looks wrong again. */
 static bool is_wrong(const spot *at, fa_fault *fault) {
+    const fa_canary canary = canary_of(at->start);
     for (int look = 0; look < 3; look++) {
         uint16_t now = atomic_load_explicit(at->state, memory_order_acquire);
         bool wrong = false;
         if (now == FREE) {
             *fault = FA_FAULT_WRITTEN;
-            wrong = !is_untouched(at);
+            wrong = !is_untouched(at, &canary);
         } else if (now >= LIVE) {
-            bool after = !is_intact(at, (size_t)now - LIVE);
+            bool after = !is_intact(at, (size_t)now - LIVE, &canary);
             *fault = after ? FA_FAULT_OVERFLOW : FA_FAULT_UNDERFLOW;
             wrong = after || !is_intact_before(at);
         }
@@ -973,12 +1002,12 @@ static bool is_wrong(const spot *at, fa_fault *fault) {
 static const unsigned char *first_wrong(uint32_t first, fa_fault *fault) {
     const fa_pages *pages = &fa_the_heap.pages;
     const fa_run *run = &pages->run[first];
-    uint32_t size = fa_global_class_size(run->class);
+    const shape *form = &hard.shapes[run->class];
+    state *states = &hard.states[(size_t)first * PAGE_STATES];
     for (uint32_t index = 1; index < run->blocks; index++) {
-        spot at = {.state = &hard.states[(size_t)first * PAGE_STATES + index],
-                   .start = (unsigned char *)fa_pages_address(pages, first) + (size_t)index * size,
-                   .class = run->class,
-                   .size = size};
+        if (LOAD(states[index]) == FRESH) continue;
+        spot at = {.state = &states[index], .start = (unsigned char *)fa_pages_address(pages, first) + (size_t)index * form->size,
+                   .form = form};
         if (is_wrong(&at, fault)) return at.start;
     }
     return NULL;

@@ -87,7 +87,8 @@ typedef struct fa_heap {
     atomic_uint busy, halted;             /* hardened: its thread is at the bins; it must take the lock for that */
     bool locked;                          /* hardened: its thread has done so */
     uint64_t random;                      /* hardened: what the order of reuse comes from */
-    uint16_t queue[FA_GLOBAL_CLASSES];    /* hardened: where the oldest of the blocks that must wait is */
+    uint8_t queue[FA_GLOBAL_CLASSES];     /* hardened: where the oldest of the blocks that must wait is */
+    uint8_t waits[FA_GLOBAL_CLASSES];     /* hardened: and how many these are, the first in the magazine */
     void *magazine[]; /* FA_NURSERY slots for each class, together; behind them, at its slots_at, what a class may have in the end */
 } fa_heap;
 
