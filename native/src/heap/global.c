@@ -306,7 +306,7 @@ FA_COLD static uint32_t make_span(fa_central *central, uint32_t class) {
     }
     uint32_t first = take_pages(central->pages, 1, FA_RUN_SPAN, &zero);
     if (first == 0) return 0;
-    if (fa_is_hardened() && !fa_hardened_span(first, zero)) {
+    if (fa_is_hardened() && !fa_hardened_span(first, class, central->blocks, zero)) {
         give_pages(first);
         return 0;
     }
@@ -806,12 +806,8 @@ void *fa_global_alloc_aligned(size_t alignment, size_t size) {
     return alloc_big(size, alignment, false);
 }
 
-FA_COLD static void free_beyond(void *block, size_t size) {
-    if (block == NULL) return;
-    if (FA_UNLIKELY(!fa_is_hardened())) ensure_begun();
-    if (fa_is_hardened()) {
-        fa_hardened_free(own != &no_heap ? own->next : find_heap(), block, size);
-    } else if (fa_is_in_range(block)) {
+FA_COLD static void free_medium_or_large(void *block) {
+    if (fa_is_in_range(block)) {
         free_medium(block);
     } else if (fa_large_free(block)) {
         now_and_then();
@@ -819,6 +815,13 @@ FA_COLD static void free_beyond(void *block, size_t size) {
         FA_COUNT(foreign, 1);
         if (fa_the_options.foreign_free != NULL) fa_the_options.foreign_free(block);
     }
+}
+
+FA_APART static void free_beyond(void *block, size_t size) {
+    if (block == NULL) return;
+    ensure_begun();
+    if (!fa_is_hardened()) free_medium_or_large(block);
+    else fa_hardened_free(FA_LIKELY(own != &no_heap) ? own->next : find_heap(), block, size);
 }
 
 /* `size` is for those who are beyond. */

@@ -36,8 +36,11 @@
 #define WORD sizeof(uint64_t)
 /* Small: with the word, what the largest class holds. */
 #define SMALL_MAX (FA_GLOBAL_SMALL - WORD)
-/* Of a page: states. */
-#define PAGE_STATES (FA_PAGE / 16)
+/* States of a span begin at a multiple of these; they are committed, and so are records of large blocks, in steps. */
+#define STATES_UNIT 8U
+#define STATES_STEP ((size_t)256 << 10)
+#define RECORDS_MAX ((uint32_t)1 << 20)
+#define RECORDS_STEP ((uint32_t)1 << 10)
 /* Of a vault, this part waits in the end. So many are fetched when there are few left to draw from: not more, so that what is
  * allocated together lies together. */
 #define QUEUED 4
@@ -93,14 +96,16 @@ static struct {
     fa_canary secret;
     bool is_secret;
     shape shapes[FA_GLOBAL_CLASSES];
-    state *states;         /* PAGE_STATES for each page of the range */
-    fa_lock states_lock;
-    atomic_size_t usable;  /* bytes of them that are committed */
+    state *states;         /* at the end of the range; the first unit is nobody's */
+    fa_lock states_lock;   /* for the next three */
+    uint32_t states_used;  /* units */
+    size_t states_usable;  /* bytes that are committed */
+    uint32_t states_free[FA_GLOBAL_CLASSES]; /* the first unit of what a span left, where the next one is; 0: none */
 
     fa_lock lock;          /* for all that is below */
     fa_table table;        /* the data of those in use: index in bigs */
     big *bigs;
-    uint32_t count, used, unused; /* records: all; ever used; the first of those that are not used any more, + 1 */
+    uint32_t count, used, unused; /* records: usable; ever used; the first of those that are not used any more, + 1 */
     uint32_t held[HELD], held_count; /* oldest first */
     size_t held_bytes, freed_bytes;
     uint32_t draw;
@@ -121,7 +126,6 @@ static inline bool is_stepped(const shape *form) { return form->size - STEPPED_M
 void fa_hardened_begin(void) {
     const fa_os *os = fa_the_heap.os;
     fa_pages *pages = &fa_the_heap.pages;
-    void *memory;
     hard.is_secret = fa_canary_draw(&hard.secret, os) == 0;
     if (!hard.is_secret) /* where things lie, and when, is all there is */
         hard.secret = (fa_canary){{(uintptr_t)&os * 0xD1342543DE82EF95U, (uintptr_t)pages->base ^ os->milliseconds() << 40}};
@@ -133,19 +137,10 @@ void fa_hardened_begin(void) {
         for (uint32_t i = 0; i < STEPS && is_stepped(form); i++)
             form->step[i] = (uint8_t)fa_min((size_t)i * sizeof(fa_pair), form->size - WORD - sizeof(fa_pair));
     }
-    while (pages->bytes > 0 && os->reserve(pages->bytes / 16 * sizeof(state), os->page_size(), &memory) != 0) {
-        size_t less = pages->bytes / 2;
-        fa_pages_destroy(pages);
-        if (!fa_pages_init(pages, os, less)) break;
-    }
-    if (pages->bytes > 0) hard.states = memory;
-    for (hard.count = (uint32_t)1 << 20; hard.count > 256; hard.count /= 4) {
-        if (os->reserve(hard.count * sizeof(big), os->page_size(), &memory) != 0) continue;
-        if (os->commit(memory, hard.count * sizeof(big)) == 0) break;
-        (void)os->release(memory, hard.count * sizeof(big));
-    }
-    if (hard.count <= 256) hard.count = 0; /* then there are no large blocks */
-    else hard.bigs = memory;
+    if (pages->bytes == 0) return;
+    pages->end -= pages->end / 8; /* states: two bytes for every 16 of the rest */
+    hard.states = fa_pages_address(pages, pages->end);
+    hard.states_used = 1;
 }
 
 bool fa_global_is_hardened(void) { return fa_is_hardened(); }
@@ -160,6 +155,9 @@ typedef struct spot {
     size_t offset; /* of the pointer, from start */
 } spot;
 
+/* A span is not free: where the time of that would be, its states are. */
+static inline state *states_of(const fa_run *span) { return hard.states + (size_t)span->freed_at * STATES_UNIT; }
+
 /* The small block at, or around, a pointer. */
 static inline spot find_spot(const void *pointer) {
     spot found = {.state = NULL};
@@ -173,7 +171,7 @@ static inline spot find_spot(const void *pointer) {
     size_t offset = (size_t)((const unsigned char *)pointer - start);
     uint32_t index = (uint32_t)((uint64_t)offset * form->reciprocal >> 32);
     if (FA_UNLIKELY(index == 0 || index >= run->blocks)) return found;
-    found.state = &hard.states[(size_t)first * PAGE_STATES + index];
+    found.state = states_of(run) + index;
     found.start = start + (size_t)index * form->size;
     found.form = form;
     found.offset = offset - (size_t)index * form->size;
@@ -187,24 +185,49 @@ static inline spot spot_of(unsigned char *block, uint32_t class) {
     uint32_t first = pages->run[fa_pages_of(pages, block)].first;
     size_t offset = (size_t)(block - (unsigned char *)fa_pages_address(pages, first));
     uint32_t index = (uint32_t)((uint64_t)offset * form->reciprocal >> 32);
-    return (spot){.state = &hard.states[(size_t)first * PAGE_STATES + index], .start = block, .form = form};
+    return (spot){.state = states_of(&pages->run[first]) + index, .start = block, .form = form};
 }
 
-bool fa_hardened_span(uint32_t first, bool zero) {
+/* Units for a span of the class, or 0. All are FRESH. */
+static uint32_t take_states(uint32_t class, uint32_t blocks) {
     const fa_os *os = fa_the_heap.os;
-    const fa_run *run = &fa_the_heap.pages.run[first];
-    size_t need = ((size_t)first + run->length) * PAGE_STATES * sizeof(state), step = (size_t)1 << 20, end;
-    bool usable = fa_align_up(need, step, &end);
-    if (LOAD(hard.usable) < need) {
-        fa_lock_take(&hard.states_lock, os);
-        size_t before = LOAD(hard.usable);
-        end = fa_min(end, fa_the_heap.pages.bytes / 16 * sizeof(state));
-        if (before < end) usable = usable && os->commit((unsigned char *)hard.states + before, end - before) == 0;
-        if (before < end && usable) STORE(hard.usable, end);
-        fa_lock_give(&hard.states_lock);
+    size_t need, end, all = fa_the_heap.pages.bytes - ((size_t)fa_the_heap.pages.end << FA_PAGE_LOG2);
+    fa_lock_take(&hard.states_lock, os);
+    uint32_t unit = hard.states_free[class], units = (blocks + STATES_UNIT - 1) / STATES_UNIT;
+    state *first = hard.states + (size_t)unit * STATES_UNIT;
+    need = ((size_t)hard.states_used + units) * STATES_UNIT * sizeof(state);
+    if (unit != 0) {
+        memcpy(&hard.states_free[class], (void *)first, sizeof unit);
+        memset((void *)first, 0, sizeof unit);
+    } else if (need <= all && fa_align_up(need, STATES_STEP, &end)) {
+        end = fa_min(end, all);
+        unsigned char *from = (unsigned char *)hard.states + hard.states_usable;
+        bool usable = end <= hard.states_usable || os->commit(from, end - hard.states_usable) == 0;
+        if (usable) {
+            unit = hard.states_used;
+            hard.states_used += units;
+            hard.states_usable = fa_max(end, hard.states_usable);
+        }
     }
-    if (usable && !zero) memset(fa_pages_address(&fa_the_heap.pages, first), 0, (size_t)run->length << FA_PAGE_LOG2);
-    return usable;
+    fa_lock_give(&hard.states_lock);
+    return unit;
+}
+
+static void give_states(uint32_t unit, uint32_t class, uint32_t blocks) {
+    state *first = hard.states + (size_t)unit * STATES_UNIT;
+    memset((void *)first, 0, blocks * sizeof(state));
+    fa_lock_take(&hard.states_lock, fa_the_heap.os);
+    memcpy((void *)first, &hard.states_free[class], sizeof unit);
+    hard.states_free[class] = unit;
+    fa_lock_give(&hard.states_lock);
+}
+
+bool fa_hardened_span(uint32_t first, uint32_t class, uint32_t blocks, bool zero) {
+    fa_run *run = &fa_the_heap.pages.run[first];
+    run->freed_at = take_states(class, blocks);
+    if (run->freed_at == 0) return false;
+    if (!zero) memset(fa_pages_address(&fa_the_heap.pages, first), 0, (size_t)run->length << FA_PAGE_LOG2);
+    return true;
 }
 
 /* ---- the words and the slack of a small block ----------------------------------------------------------------------- */
@@ -298,6 +321,8 @@ static inline bool is_untouched(const spot *at, const fa_canary *canary) {
 /* A block that is used for the first time, or the one before it, has no word yet. */
 FA_COLD static void give_words(const spot *at) {
     unsigned char *block = at->start, *before = block - at->form->size;
+    /* A page that is read first is faulted in twice. */
+    if (atomic_exchange_explicit((atomic_uchar *)block, 0, memory_order_relaxed) != 0) report("reuse", FA_FAULT_WRITTEN, block);
     /* Whoever sees that a block is not fresh sees its word. */
     STORE(*word_at(block, at->form->size), canary_of(block).word[1]);
     if (atomic_load_explicit(&at->state[-1], memory_order_acquire) == FRESH)
@@ -384,7 +409,15 @@ FA_COLD static uint32_t fetch(fa_heap *heap, uint32_t class, uint32_t count) {
     return count + fa_global_take_blocks(class, heap->start[class] + count, (room < FETCHED ? room : FETCHED) - (count - waits));
 }
 
-/* Some free block of the class, or null. */
+/* The last one is the next to go. */
+static inline void *draw_next(fa_heap *heap, void **start, uint32_t waits, uint32_t count) {
+    uint32_t index = waits + drawn_from(heap, count - waits);
+    void *next = start[index];
+    start[index] = start[count - 1];
+    return start[count - 1] = next;
+}
+
+/* Some free block of the class, or null. Which one comes after it is drawn already, so that it is in the cache by then. */
 static inline unsigned char *draw(fa_heap *heap, uint32_t class) {
     fa_bin *bin = &heap->bin[class];
     unsigned char *block = NULL;
@@ -395,13 +428,17 @@ static inline unsigned char *draw(fa_heap *heap, uint32_t class) {
     if (FA_UNLIKELY(few)) {
         count = fetch(heap, class, count);
         if (count == waits) waits = 0; /* there is no memory */
+        if (count > waits) (void)draw_next(heap, start, waits, count);
     }
     if (FA_LIKELY(count > 0)) {
-        uint32_t index = waits + drawn_from(heap, count - waits);
-        block = start[index];
-        start[index] = start[--count];
+        block = start[--count];
         STORE(bin->top, start + count);
         STORE(bin->allocated, LOAD(bin->allocated) + 1);
+        if (FA_LIKELY(count > waits)) {
+            const unsigned char *next = draw_next(heap, start, waits, count);
+            __builtin_prefetch(next, 1);
+            __builtin_prefetch(next + hard.shapes[class].size - WORD, 1);
+        }
     }
     leave_vault(heap);
     if (FA_UNLIKELY(few)) fa_global_now_and_then();
@@ -427,10 +464,16 @@ static inline void put_away(fa_heap *heap, const shape *form, void *block) {
         at = heap->queue[class];
         heap->queue[class] = (uint8_t)(at + 1 == waits ? 0 : at + 1);
     } else {
-        heap->waits[class] = (uint8_t)(waits + 1);
+        heap->waits[class] = (uint8_t)++waits;
     }
-    start[count] = start[at];
+    void *oldest = start[at];
     start[at] = block;
+    if (FA_LIKELY(count > waits)) { /* the last one stays the last */
+        start[count] = start[count - 1];
+        start[count - 1] = oldest;
+    } else if (at != count) {
+        start[count] = oldest;
+    }
     atomic_store_explicit(&bin->top, start + count + 1, memory_order_release);
     leave_vault(heap);
     if (FA_UNLIKELY(full)) fa_global_now_and_then();
@@ -500,10 +543,22 @@ static big *big_of(const void *data) {
     return slot == NULL ? NULL : &hard.bigs[slot->value];
 }
 
+static bool make_records(void) {
+    const fa_os *os = fa_the_heap.os;
+    void *memory;
+    if (hard.bigs == NULL) {
+        if (os->reserve(RECORDS_MAX * sizeof(big), os->page_size(), &memory) != 0) return false;
+        hard.bigs = memory;
+    }
+    if (hard.count == RECORDS_MAX || os->commit(hard.bigs + hard.count, RECORDS_STEP * sizeof(big)) != 0) return false;
+    hard.count += RECORDS_STEP;
+    return true;
+}
+
 static big *new_record(void) {
     uint32_t index = hard.unused;
     if (index != 0) hard.unused = hard.bigs[index - 1].next;
-    else if (hard.used < hard.count) index = ++hard.used;
+    else if (hard.used < hard.count || make_records()) index = ++hard.used;
     else return NULL;
     hard.bigs[index - 1] = (big){.fate = ON_ITS_WAY};
     return &hard.bigs[index - 1];
@@ -1003,8 +1058,8 @@ static const unsigned char *first_wrong(uint32_t first, fa_fault *fault) {
     const fa_pages *pages = &fa_the_heap.pages;
     const fa_run *run = &pages->run[first];
     const shape *form = &hard.shapes[run->class];
-    state *states = &hard.states[(size_t)first * PAGE_STATES];
-    for (uint32_t index = 1; index < run->blocks; index++) {
+    state *states = states_of(run);
+    for (uint32_t index = 1; index < run->blocks && run->freed_at != 0; index++) {
         if (LOAD(states[index]) == FRESH) continue;
         spot at = {.state = &states[index], .start = (unsigned char *)fa_pages_address(pages, first) + (size_t)index * form->size,
                    .form = form};
@@ -1018,7 +1073,7 @@ void fa_hardened_drop(uint32_t first) {
     const fa_run *run = &fa_the_heap.pages.run[first];
     const unsigned char *wrong = first_wrong(first, &fault);
     if (wrong != NULL) report("reuse", fault, wrong);
-    memset((void *)&hard.states[(size_t)first * PAGE_STATES], 0, run->blocks * sizeof(state));
+    give_states(run->freed_at, run->class, run->blocks);
 }
 
 static bool is_big_wrong(const big *one, fa_fault *fault) {

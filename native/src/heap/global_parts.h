@@ -179,7 +179,7 @@ void fa_hardened_purge(size_t now, bool all);
 bool fa_hardened_halt(fa_heap *heap);
 void fa_hardened_resume(fa_heap *heap);
 /* A span that was made (false: it cannot be used), or is about to go, with nothing live in it; with the lock of its central. */
-bool fa_hardened_span(uint32_t first, bool zero);
+bool fa_hardened_span(uint32_t first, uint32_t class, uint32_t blocks, bool zero);
 void fa_hardened_drop(uint32_t first);
 void fa_hardened_fork_prepare(void);
 void fa_hardened_fork_parent(void);
