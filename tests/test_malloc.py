@@ -345,6 +345,12 @@ def test_the_report_is_json(tmp_path: Path) -> None:
     assert [one["size"] for one in classes[:3]] == [16, 32, 48]
 
 
+def test_a_program_that_never_allocates_has_no_heap_hardened_or_not(tmp_path: Path) -> None:
+    for hardened in "01":
+        report = reported(tmp_path / "report", "true", HARDENED=hardened)
+        assert report["heaps"] == report["reserved"] == 0
+
+
 def test_each_process_has_its_report(tmp_path: Path) -> None:
     program = "import os, sys; pid = os.fork(); pid or sys.exit(0); os.waitpid(pid, 0); print(os.getpid(), pid)"
     processes = ran(sys.executable, "-c", program, REPORT=str(tmp_path / "report-%p")).split()

@@ -561,10 +561,13 @@ __attribute__((constructor(101))) static void process_begins(void) {
     if (options.hardened) {
         static const char late[] = "fastalloc: FASTALLOC_HARDENED=1 was not there when the first block was allocated\n";
         static const char open[] = "fastalloc: FASTALLOC_HARDENED=1 has no random numbers: its canaries can be guessed\n";
-        free(malloc(1)); /* if nothing was allocated yet */
-        if (fa_global_is_hardened()) explain_faults();
+        /* A heap that has not begun will be hardened, with a secret if the system has one: many programs never allocate. */
+        const bool begun = atomic_load(&fastalloc_malloc_stats.started) != 0;
+        unsigned char any;
+        if (!begun || fa_global_is_hardened()) explain_faults();
         else fa_os_platform()->report(late, sizeof late - 1);
-        if (fa_global_is_hardened() && !fa_global_has_secret()) fa_os_platform()->report(open, sizeof open - 1);
+        if (begun ? fa_global_is_hardened() && !fa_global_has_secret() : fa_os_platform()->random(&any, sizeof any) != 0)
+            fa_os_platform()->report(open, sizeof open - 1);
     }
 }
 
