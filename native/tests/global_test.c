@@ -374,6 +374,25 @@ TEST(cached_blocks_go_when_small_ones_need_more_pages) {
     CHECK(fa_global_is_valid());
 }
 
+/* Small blocks and large ones, never both at once: neither cache may stand in the other's way for ever. */
+TEST(free_pages_go_when_large_blocks_are_mapped_but_not_in_every_round) {
+    enum { COUNT = 3000, SIZE = 16000, ROUNDS = 12 };
+    static void *block[COUNT];
+    uint64_t returned[ROUNDS];
+    begin();
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        for (unsigned i = 0; i < COUNT; i++) block[i] = got(fa_global_alloc(SIZE));
+        for (unsigned i = 0; i < COUNT; i++) fa_global_free(block[i]);
+        void *large = got(fa_global_alloc(32 * MIB));
+        const fa_global_stats now = stats_now();
+        if (round == 0) CHECK(now.returned >= 24 * MIB && now.resident <= now.peak + now.peak / 16 + 3 * MIB);
+        fa_global_free(large);
+        returned[round] = now.returned;
+    }
+    CHECK(returned[ROUNDS - 1] == returned[ROUNDS / 2]);
+    CHECK(fa_global_is_valid());
+}
+
 TEST(unused_memory_goes_back_after_the_decay) {
     begin();
     with_decay(100);

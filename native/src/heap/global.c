@@ -45,6 +45,8 @@
 #define TRIM_PARTS 8
 #define TRIM_SCAN 4096U
 #define TRIM_BYTES ((size_t)256 << 20)
+/* Free pages may make the process this much larger than it has been while large blocks are mapped. */
+#define SPARE_PART 16
 
 #define RANGE_BYTES (sizeof(void *) >= 8 ? (size_t)1 << (sizeof(void *) * 5) : (size_t)512 << 20)
 #define MAX_BLOCK ((size_t)PTRDIFF_MAX)
@@ -75,7 +77,7 @@ fa_global_options fa_the_options = DEFAULTS;
 /* What threads have that have no heap: yet, or any more. Every pop and every push there goes the slow way. */
 #define ALWAYS_SLOW {.bottom = (void **)UINTPTR_MAX}
 #define TEN_SLOW ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW
-static fa_heap no_heap = {.bin = {TEN_SLOW, TEN_SLOW, TEN_SLOW, TEN_SLOW, TEN_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW}};
+static fa_heap no_heap = {.bin = {TEN_SLOW, TEN_SLOW, TEN_SLOW, TEN_SLOW, TEN_SLOW, TEN_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW}};
 
 enum { NOT_YET, IN_PROGRESS, DONE };
 static atomic_int begun;
@@ -960,25 +962,34 @@ static void steal_from_idle(bool all) {
         steal(heap, all);
 }
 
-static bool trim_pages(bool all) {
-    uint32_t scan = all ? UINT32_MAX : TRIM_SCAN, age = all ? 0 : fa_the_options.decay;
+/* Free runs that are older than `age`, until `bytes` are given back or `scan` runs were looked at. */
+static size_t return_pages(uint32_t age, size_t bytes, uint32_t scan) {
     size_t returned = 0;
-    while (all || returned < TRIM_BYTES) {
+    while (returned < bytes) {
         fa_lock_take(&global.pages_lock, global.os);
         uint32_t first = fa_pages_oldest(&global.pages, (uint32_t)fa_global_now(), age, &scan);
         fa_lock_give(&global.pages_lock);
         if (first == 0) break;
         bool done = fa_pages_decommit(&global.pages, first) == 0; /* without the lock: it takes milliseconds */
-        size_t bytes = (size_t)global.pages.run[first].length << FA_PAGE_LOG2;
+        size_t length = (size_t)global.pages.run[first].length << FA_PAGE_LOG2;
         fa_lock_take(&global.pages_lock, global.os);
         fa_pages_settle(&global.pages, first, done);
         count_pages();
         fa_lock_give(&global.pages_lock);
         if (!done) break;
-        returned += bytes;
+        returned += length;
     }
     FA_COUNT(returned, returned);
-    return returned > 0;
+    return returned;
+}
+
+/* As many bytes in all as the process ever held at once: if small and large blocks take turns, both caches stay in the end. */
+void fa_global_make_way(size_t room) {
+    size_t held = FA_COUNTED(pages_live) + FA_COUNTED(large_bytes) + room, peak = fa_max(FA_COUNTED(peak), held);
+    size_t bound = peak + peak / SPARE_PART, need = held + FA_COUNTED(pages_cached), gone = LOAD(global.made_way);
+    if (need <= bound || gone >= peak) return;
+    gone = return_pages(0, fa_min(need - bound, peak - gone), TRIM_SCAN);
+    atomic_fetch_add_explicit(&global.made_way, gone, memory_order_relaxed);
 }
 
 bool fa_global_trim(bool all) {
@@ -1003,7 +1014,8 @@ bool fa_global_trim(bool all) {
     size_t cached = FA_COUNTED(large_cached);
     if (fa_is_hardened()) fa_hardened_purge(now, all);
     else fa_large_purge(now, all ? 0 : SIZE_MAX);
-    bool went = trim_pages(all) || FA_COUNTED(large_cached) < cached;
+    size_t pages = all ? return_pages(0, SIZE_MAX, UINT32_MAX) : return_pages(fa_the_options.decay, TRIM_BYTES, TRIM_SCAN);
+    bool went = pages > 0 || FA_COUNTED(large_cached) < cached;
     fa_lock_give(&global.trim_lock);
     return went;
 }

@@ -50,7 +50,7 @@
 
 #include <stdatomic.h>
 
-#define FA_GLOBAL_CLASSES 53U /* class 0 is none */
+#define FA_GLOBAL_CLASSES 65U /* class 0 is none */
 #define FA_GLOBAL_SMALL ((size_t)32 << 10)
 
 /* Counted where a lock is held anyway. */

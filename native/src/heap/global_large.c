@@ -10,7 +10,8 @@
  * nanoseconds each: what is fragmented is address space, and there is enough of that.
  * Before anything is mapped beside cached blocks that are too small to be worth moving, these go: live and cached together
  * stay near what the live ones alone needed at their peak of the last two periods of the decay. Likewise when the pages of
- * small blocks become more: they and the cached large ones stay near what the process ever held at once.
+ * small blocks become more: they and the cached large ones stay near what the process ever held at once. And the other way
+ * round: free pages of the range go before new ones are mapped here.
  *
  * Invariants: a block is in the table or in the cache or being mapped, never in two; large_bytes and large_cached are the sums
  * of the two. Thread rule: any; one lock, not held across a system call but the growth of the table. Cost: a
@@ -188,6 +189,7 @@ static void cache(void *block, size_t room) {
 }
 
 static void *alloc_new(size_t room, size_t alignment, const pieces *parts) {
+    fa_global_make_way(room - parts->bytes);
     void *block = map(room, alignment);
     if (block == NULL) {
         for (uint32_t i = 0; i < parts->count; i++) cache(parts->piece[i].address, parts->piece[i].size);
@@ -304,6 +306,7 @@ static void *grow(void *block, size_t old_room, size_t room) {
     make_way(0, &evicted);
     unlock();
     release_evicted(&evicted);
+    fa_global_make_way(0);
     move_pieces(&parts, moved + old_room);
     FA_UNCOUNT(reserved, old_room);
     FA_COUNT(moved, 1);

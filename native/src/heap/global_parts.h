@@ -21,10 +21,11 @@
 
 #define FA_CACHE_LINE 64
 
-/* ---- classes: 16, 32 ... 128, eight steps to each power of two up to 1 KiB, then four up to 32 KiB ------------------ */
+/* ---- classes: 16, 32 ... 128, eight steps to each power of two up to 1 KiB, four up to 4 KiB, eight up to 32 KiB ---- */
 
 #define FA_LINEAR_MAX ((size_t)1 << 10)
 #define FA_LINEAR_LAST 32U /* the class of FA_LINEAR_MAX */
+#define FA_COARSE_LAST 40U /* the class of 4 KiB */
 
 extern const uint8_t fa_linear_class[FA_LINEAR_MAX / 16 + 1];
 
@@ -32,14 +33,15 @@ extern const uint8_t fa_linear_class[FA_LINEAR_MAX / 16 + 1];
 static inline uint32_t fa_global_class(size_t size) {
     if (FA_LIKELY(size <= FA_LINEAR_MAX)) return fa_linear_class[(size + 15) / 16];
     unsigned top = fa_log2(size - 1); /* 10 for 1025 .. 2048 */
-    return FA_LINEAR_LAST + 1 + (top - 10) * 4 + (uint32_t)((size - 1) >> (top - 2) & 3);
+    if (top < 12) return FA_LINEAR_LAST + 1 + (top - 10) * 4 + (uint32_t)((size - 1) >> (top - 2) & 3);
+    return FA_COARSE_LAST + 1 + (top - 12) * 8 + (uint32_t)((size - 1) >> (top - 3) & 7);
 }
 
 static inline uint32_t fa_global_class_size(uint32_t class) {
     if (class <= 8) return class * 16;
     if (class <= FA_LINEAR_LAST) return (9 + (class - 9) % 8) << (4 + (class - 9) / 8);
-    class -= FA_LINEAR_LAST + 1;
-    return (5 + class % 4) << (8 + class / 4);
+    if (class <= FA_COARSE_LAST) return (5 + (class - FA_LINEAR_LAST - 1) % 4) << (8 + (class - FA_LINEAR_LAST - 1) / 4);
+    return (9 + (class - FA_COARSE_LAST - 1) % 8) << (9 + (class - FA_COARSE_LAST - 1) / 8);
 }
 
 /* ---- centrals ----------------------------------------------------------------------------------------------------- */
@@ -119,6 +121,7 @@ typedef struct fa_global {
     unsigned key;
     uint64_t started_at;
     atomic_size_t trimmed_at, scavenged_at; /* milliseconds since started_at */
+    atomic_size_t made_way; /* bytes of free pages that went for large blocks so far */
     fa_large large;
     const fa_os *os;
     _Alignas(FA_CACHE_LINE) fa_central central[FA_GLOBAL_CLASSES];
@@ -150,6 +153,8 @@ void *fa_large_realloc(void *block, size_t old_room, size_t size);
 void fa_large_purge(size_t now, size_t keep);
 /* More pages of the range are in use than before: cached blocks may have to go for them. */
 void fa_large_make_way(void);
+/* The other way round: `room` bytes are about to be mapped, and free pages of the range may have to go for them. */
+void fa_global_make_way(size_t room);
 
 /* At most `want` blocks, at least one unless there is no memory; and back. */
 uint32_t fa_global_take_blocks(uint32_t class, void **blocks, uint32_t want);
