@@ -295,7 +295,9 @@ def test_the_heap_of_a_thread_by_key(tmp_path: Path) -> None:
     subprocess.run(["cc", *flags.split(), *map(str, sources), "-o", str(shared), "-ldl", "-pthread"], check=True)
     program = tmp_path / "program.py"
     program.write_text(PYTHON_PROGRAM)
-    done = run(sys.executable, program, preload=shared, REPORT=str(tmp_path / "report"))
+    done = run(
+        sys.executable, "-W", "ignore::DeprecationWarning", program, preload=shared, REPORT=str(tmp_path / "report")
+    )
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads((tmp_path / "report").read_text())
     assert report["allocated"] > 10_000
