@@ -56,6 +56,8 @@
 #define CLOSED_MIN ((size_t)4 << 20)
 /* From here on pages move when a block grows, and it gets addresses to grow on. */
 #define MOVED_MIN ((size_t)1 << 20)
+/* No system has smaller pages. */
+#define PAGE_LEAST ((uintptr_t)4096)
 /* Of a freed block of this size it is asked which pages were ever used. */
 #define SPARSE_MIN ((size_t)1 << 20)
 
@@ -105,7 +107,7 @@ static struct {
     fa_lock lock;          /* for all that is below */
     fa_table table;        /* the data of those in use: index in bigs */
     big *bigs;
-    uint32_t count, used, unused; /* records: usable; ever used; the first of those that are not used any more, + 1 */
+    uint32_t most, count, used, unused; /* records: all; usable; ever used; the first of those that are not used any more, + 1 */
     uint32_t held[HELD], held_count; /* oldest first */
     size_t held_bytes, freed_bytes;
     uint32_t draw;
@@ -321,10 +323,12 @@ static inline bool is_untouched(const spot *at, const fa_canary *canary) {
 /* A block that is used for the first time, or the one before it, has no word yet. */
 FA_COLD static void give_words(const spot *at) {
     unsigned char *block = at->start, *before = block - at->form->size;
-    /* A page that is read first is faulted in twice. */
-    if (atomic_exchange_explicit((atomic_uchar *)block, 0, memory_order_relaxed) != 0) report("reuse", FA_FAULT_WRITTEN, block);
+    word *own = word_at(block, at->form->size);
+    /* A page that is read first is faulted in twice: the one of the word is written to. */
+    if (((uintptr_t)block ^ (uintptr_t)own) >= PAGE_LEAST && atomic_exchange_explicit((atomic_uchar *)block, 0, memory_order_relaxed) != 0)
+        report("reuse", FA_FAULT_WRITTEN, block);
     /* Whoever sees that a block is not fresh sees its word. */
-    STORE(*word_at(block, at->form->size), canary_of(block).word[1]);
+    STORE(*own, canary_of(block).word[1]);
     if (atomic_load_explicit(&at->state[-1], memory_order_acquire) == FRESH)
         STORE(*word_at(before, at->form->size), canary_of(before).word[1]);
 }
@@ -546,11 +550,13 @@ static big *big_of(const void *data) {
 static bool make_records(void) {
     const fa_os *os = fa_the_heap.os;
     void *memory;
-    if (hard.bigs == NULL) {
-        if (os->reserve(RECORDS_MAX * sizeof(big), os->page_size(), &memory) != 0) return false;
+    for (uint32_t most = RECORDS_MAX; hard.bigs == NULL; most /= 4) {
+        if (most < RECORDS_STEP) return false;
+        if (os->reserve(most * sizeof(big), os->page_size(), &memory) != 0) continue;
         hard.bigs = memory;
+        hard.most = most;
     }
-    if (hard.count == RECORDS_MAX || os->commit(hard.bigs + hard.count, RECORDS_STEP * sizeof(big)) != 0) return false;
+    if (hard.count == hard.most || os->commit(hard.bigs + hard.count, RECORDS_STEP * sizeof(big)) != 0) return false;
     hard.count += RECORDS_STEP;
     return true;
 }
