@@ -77,7 +77,11 @@ fa_global_options fa_the_options = DEFAULTS;
 /* What threads have that have no heap: yet, or any more. Every pop and every push there goes the slow way. */
 #define ALWAYS_SLOW {.bottom = (void **)UINTPTR_MAX}
 #define TEN_SLOW ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW
-static fa_heap no_heap = {.bin = {TEN_SLOW, TEN_SLOW, TEN_SLOW, TEN_SLOW, TEN_SLOW, TEN_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW}};
+/* As much of a heap as the fast paths touch: so a process that only starts has one page of variables. */
+static struct {
+    FA_HEAP_FRONT
+} nobody = {.bin = {TEN_SLOW, TEN_SLOW, TEN_SLOW, TEN_SLOW, TEN_SLOW, TEN_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW, ALWAYS_SLOW}};
+#define NO_HEAP ((fa_heap *)(void *)&nobody)
 
 enum { NOT_YET, IN_PROGRESS, DONE };
 static atomic_int begun;
@@ -93,7 +97,7 @@ static inline fa_heap *facing(fa_heap *heap) { return fa_is_hardened() ? blank_o
 #define FA_OWN_BY_KEY 1
 #endif
 #if !defined(FA_OWN_BY_KEY)
-static _Thread_local fa_heap *own FA_TLS = &no_heap;
+static _Thread_local fa_heap *own FA_TLS = NO_HEAP;
 static _Thread_local bool ended FA_TLS; /* this thread has had a heap: it gets no other */
 
 static inline bool has_ended(void) { return ended; }
@@ -108,7 +112,7 @@ static bool set_own(fa_heap *heap) {
 /* False if it has been told before. */
 static bool end_own(const void *value) {
     (void)value;
-    own = &no_heap;
+    own = NO_HEAP;
     ended = true;
     return true;
 }
@@ -123,7 +127,7 @@ static void *key_value(void) {
 
 static fa_heap *own_by_key(void) {
     void *value = key_value();
-    return value != NULL && value != &the_end ? facing(value) : &no_heap;
+    return value != NULL && value != &the_end ? facing(value) : NO_HEAP;
 }
 
 static bool has_ended(void) { return !global.has_key || key_value() == &the_end; }
@@ -189,7 +193,7 @@ static void begin(const fa_os *os) {
     (void)fa_pages_init(&global.pages, os, RANGE_BYTES); /* without a range every block is mapped */
     fa_table_init(&global.large.table);
     apply_options();
-    uint32_t slots = FA_GLOBAL_CLASSES * FA_NURSERY;
+    uint32_t slots = FA_GLOBAL_CLASSES * (FA_NURSERY + FA_SECOND);
     for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) {
         fa_central *central = &global.central[class];
         uint32_t size = fa_global_class_size(class);
@@ -199,7 +203,7 @@ static void begin(const fa_os *os) {
         if (fa_is_hardened()) central->slots = (uint32_t)fa_max(fa_min(FA_VAULT_BYTES / size, FA_MAGAZINE_MAX), FA_VAULT_MIN);
         central->slots_at = slots;
         central->ready_max = (uint32_t)fa_max(fa_min(READY_BYTES / size, FA_READY_MAX), FA_MAGAZINE_MIN);
-        slots += central->slots;
+        if (fa_is_hardened() || central->slots > FA_SECOND) slots += central->slots;
     }
     global.central[0].slots_at = slots; /* all of them */
     if (fa_is_hardened()) fa_hardened_begin();
@@ -510,7 +514,7 @@ static void make_blank(fa_heap *heap) {
 /* The heap of this thread, or null. */
 static inline fa_heap *mine(void) {
     fa_heap *heap = own;
-    return heap == &no_heap ? NULL : fa_is_hardened() ? heap->next : heap;
+    return heap == NO_HEAP ? NULL : fa_is_hardened() ? heap->next : heap;
 }
 
 static fa_heap *make_heap(void) {
@@ -521,6 +525,7 @@ static fa_heap *make_heap(void) {
     if (first == 0) return NULL;
     fa_heap *heap = fa_pages_address(&global.pages, first);
     if (!zero) memset(heap, 0, sizeof *heap);
+    heap->grown_to = FA_GLOBAL_CLASSES * FA_NURSERY;
     /* Class 0 is that of pages without a class: frees there go the slow way, and no allocation asks for it. */
     for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++)
         reset_bin(heap, class, heap->magazine + (size_t)class * FA_NURSERY, (uint32_t)fa_min(global.central[class].slots, FA_NURSERY));
@@ -561,7 +566,7 @@ FA_COLD static fa_heap *find_heap(void) {
     return heap;
 }
 
-static inline fa_heap *own_heap(void) { return FA_LIKELY(own != &no_heap) ? own : find_heap(); }
+static inline fa_heap *own_heap(void) { return FA_LIKELY(own != NO_HEAP) ? own : find_heap(); }
 
 /* The blocks of a bin in the order of freeing, from `start` on; with the lock of the heap, and by the owner, or when there is none. */
 static uint32_t gather(fa_heap *heap, uint32_t class, uint32_t pending) {
@@ -579,13 +584,19 @@ uint32_t fa_global_gather(fa_heap *heap, uint32_t class, uint32_t pending) { ret
 /* A magazine that is used a lot becomes larger. */
 static void grow_magazine(fa_heap *heap, uint32_t class) {
     const fa_central *central = &global.central[class];
-    void **start = heap->start[class], **wide = heap->magazine + central->slots_at;
-    uint32_t slots = (uint32_t)(heap->full[class] - start);
+    void **start = heap->start[class], **to = start;
+    uint32_t slots = (uint32_t)(heap->full[class] - start), more = (uint32_t)fa_min(slots * 2, central->slots);
     if (slots == central->slots) return;
-    uint32_t count = (uint32_t)(LOAD(heap->bin[class].top) - start), more = slots * 2;
-    if (start != wide) memcpy(wide, start, count * sizeof *start);
-    reset_bin(heap, class, wide, more < central->slots ? more : central->slots);
-    STORE(heap->bin[class].top, wide + count);
+    if (slots <= FA_NURSERY) {
+        to = heap->magazine + heap->grown_to;
+        heap->grown_to += (uint32_t)fa_min(central->slots, FA_SECOND);
+    } else if (more > FA_SECOND) {
+        to = heap->magazine + central->slots_at;
+    }
+    uint32_t count = (uint32_t)(LOAD(heap->bin[class].top) - start);
+    if (start != to) memcpy(to, start, count * sizeof *start);
+    reset_bin(heap, class, to, more);
+    STORE(heap->bin[class].top, to + count);
 }
 
 /* Its oldest half, or all, goes to the central. */
@@ -655,7 +666,7 @@ FA_COLD static void *refill(fa_heap *heap, uint32_t class) {
 
 static inline void *pop(fa_heap *heap, uint32_t class) {
     fa_bin *bin = &heap->bin[class];
-    void **top = (void **)((uintptr_t)LOAD(bin->top) - sizeof *top); /* as a number: of no_heap it is null */
+    void **top = (void **)((uintptr_t)LOAD(bin->top) - sizeof *top); /* as a number: of nobody it is null */
     STORE(bin->top, top);
     atomic_signal_fence(memory_order_seq_cst); /* see the essay: (1) before (2) */
     if (FA_UNLIKELY(top < LOAD(bin->bottom))) return NULL;
@@ -666,8 +677,8 @@ static inline void *pop(fa_heap *heap, uint32_t class) {
 /* The class is the size's, or a higher one that the alignment asks for. */
 FA_APART static void *alloc_slow(size_t size, uint32_t class, size_t alignment) {
     fa_heap *heap = own;
-    if (FA_UNLIKELY(fa_is_hardened())) return fa_hardened_alloc(heap != &no_heap ? heap->next : find_heap(), size, alignment);
-    if (FA_UNLIKELY(heap == &no_heap)) {
+    if (FA_UNLIKELY(fa_is_hardened())) return fa_hardened_alloc(heap != NO_HEAP ? heap->next : find_heap(), size, alignment);
+    if (FA_UNLIKELY(heap == NO_HEAP)) {
         heap = find_heap();
         if (FA_UNLIKELY(fa_is_hardened())) return fa_hardened_alloc(heap, size, alignment); /* that was the first block */
         if (heap == NULL) return alloc_direct(class);
@@ -823,7 +834,7 @@ FA_APART static void free_beyond(void *block, size_t size) {
     if (block == NULL) return;
     ensure_begun();
     if (!fa_is_hardened()) free_medium_or_large(block);
-    else fa_hardened_free(FA_LIKELY(own != &no_heap) ? own->next : find_heap(), block, size);
+    else fa_hardened_free(FA_LIKELY(own != NO_HEAP) ? own->next : find_heap(), block, size);
 }
 
 /* `size` is for those who are beyond. */
@@ -1029,7 +1040,7 @@ static void apply_options(void) {
     global.pages.huge_pages = options->huge_pages;
     if (!fa_is_hardened()) fa_large_configure(options->cache_limit, options->decay, options->huge_pages);
     /* Every free of the calling thread, and of threads that are still to come, is looked at from here on. */
-    for (uint32_t class = 1; options->zero_on_free && own != &no_heap && class < FA_GLOBAL_CLASSES; class++)
+    for (uint32_t class = 1; options->zero_on_free && own != NO_HEAP && class < FA_GLOBAL_CLASSES; class++)
         STORE(own->bin[class].limit, NULL);
 }
 

@@ -62,8 +62,9 @@ typedef struct fa_central {
 
 /* ---- thread heaps ------------------------------------------------------------------------------------------------- */
 
-/* Pointers that a magazine can have at first; then what its class may have. */
+/* Pointers that a magazine can have at first, and when it has grown a bit; then what its class may have. */
 #define FA_NURSERY 16U
+#define FA_SECOND 64U
 #define FA_MAGAZINE_MAX 256U
 #define FA_MAGAZINE_MIN 4U
 #define FA_MAGAZINE_BYTES ((size_t)128 << 10)
@@ -76,10 +77,13 @@ typedef struct fa_seen {
     size_t allocated;
 } fa_seen;
 
-typedef struct fa_heap {
-    struct fa_heap *next;      /* in the list of all; never changes */
-    struct fa_heap *next_idle; /* in the list of those without a thread */
+/* In the list of all (it never changes), and in that of those without a thread. */
+#define FA_HEAP_FRONT                                                                                                  \
+    struct fa_heap *next, *next_idle;                                                                                  \
     fa_bin bin[FA_GLOBAL_CLASSES];
+
+typedef struct fa_heap {
+    FA_HEAP_FRONT
     fa_lock lock;              /* for all that is below, and for `bottom` */
     bool in_use;
     uint32_t ticks;
@@ -91,7 +95,10 @@ typedef struct fa_heap {
     uint64_t random;                      /* hardened: what the order of reuse comes from */
     uint8_t queue[FA_GLOBAL_CLASSES];     /* hardened: where the oldest of the blocks that must wait is */
     uint8_t waits[FA_GLOBAL_CLASSES];     /* hardened: and how many these are, the first in the magazine */
-    void *magazine[]; /* FA_NURSERY slots for each class, together; behind them, at its slots_at, what a class may have in the end */
+    uint32_t grown_to;                    /* slots in use by those that are in their second place, or have been */
+    /* FA_NURSERY slots for each class; FA_SECOND for those that grow, side by side, so that they share pages; what a class may
+     * have in the end, at its slots_at. */
+    void *magazine[];
 } fa_heap;
 
 /* ---- large blocks ------------------------------------------------------------------------------------------------- */
