@@ -109,6 +109,7 @@ static struct {
     big *bigs;
     uint32_t most, count, used, unused; /* records: all; usable; ever used; the first of those that are not used any more, + 1 */
     uint32_t held[HELD], held_count; /* oldest first */
+    size_t held_length[HELD];        /* of their mappings: looked for here, so that records are left in peace */
     size_t held_bytes, freed_bytes;
     uint32_t draw;
 } hard;
@@ -579,7 +580,8 @@ static void forget_record(big *one) {
 static big *take_held(uint32_t at) {
     big *one = &hard.bigs[hard.held[at]];
     hard.held_count--;
-    for (uint32_t i = at; i < hard.held_count; i++) hard.held[i] = hard.held[i + 1];
+    memmove(&hard.held[at], &hard.held[at + 1], (hard.held_count - at) * sizeof hard.held[0]);
+    memmove(&hard.held_length[at], &hard.held_length[at + 1], (hard.held_count - at) * sizeof hard.held_length[0]);
     hard.held_bytes -= (size_t)(one->close - one->open);
     one->fate = ON_ITS_WAY;
     return one;
@@ -588,11 +590,12 @@ static big *take_held(uint32_t at) {
 /* A mapping that has waited long enough and ends at the alignment: of several the first after a place that changes. */
 static big *find_held(size_t length, size_t alignment) {
     hard.draw = hard.draw * 1664525U + 1013904223U;
+    const uint32_t first = (uint32_t)((uint64_t)hard.draw * hard.held_count >> 32);
     for (uint32_t i = 0; i < hard.held_count; i++) {
-        uint32_t at = (uint32_t)(((uint64_t)hard.draw * hard.held_count >> 32) + i) % hard.held_count;
+        uint32_t at = first + i < hard.held_count ? first + i : first + i - hard.held_count;
+        if (hard.held_length[at] < length || hard.held_length[at] - length > length / HELD_WASTE) continue;
         const big *one = &hard.bigs[hard.held[at]];
         if (at + HELD_BACK >= hard.held_count && hard.freed_bytes - one->freed_bytes < HELD_BACK_BYTES) continue;
-        if (one->length < length || one->length - length > length / HELD_WASTE) continue;
         if (((uintptr_t)one->map + one->length - fa_the_heap.os->page_size()) % alignment == 0) return take_held(at);
     }
     return NULL;
@@ -785,6 +788,7 @@ static bool free_big(void *block, size_t size) {
         one->fate = WAITING;
         one->freed_at = fa_global_now();
         one->freed_bytes = hard.freed_bytes;
+        hard.held_length[hard.held_count] = one->length;
         hard.held[hard.held_count++] = (uint32_t)(one - hard.bigs);
         hard.held_bytes += room;
     }
