@@ -52,7 +52,7 @@ soak: $(VENV)/.test
 
 test-valgrind: $(VENV)/.test
 	tests/needs valgrind
-	FASTALLOC_TEST_PRESETS=debug FASTALLOC_TEST_WRAPPER="valgrind --quiet --leak-check=full --error-exitcode=99" \
+	FASTALLOC_TEST_PRESETS=debug FASTALLOC_TEST_WRAPPER="valgrind --quiet --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite --error-exitcode=99" \
 	    pytest -n 2 tests/test_native.py -k test_c
 
 # The C tests on fastalloc.c, for 64 and 32 bits and WebAssembly; make test runs some of them, for 64 bits.

@@ -20,11 +20,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "native"
-TIMEOUT = 300  # seconds that one case may take, on a slow machine under a sanitizer
 
 # `make test-valgrind` sets these.
 PRESETS = os.environ.get("FASTALLOC_TEST_PRESETS", "release asan tsan").split()
 WRAPPER = os.environ.get("FASTALLOC_TEST_WRAPPER", "").split()
+TIMEOUT = 900 if WRAPPER else 300  # seconds that one case may take, on a slow machine under a sanitizer
 
 # A sanitizer's finding is a failure, whatever the program thinks of it.
 SANITIZERS = {

@@ -43,7 +43,7 @@ TEST(array_blocks_are_aligned_distinct_and_large_enough) {
 }
 
 TEST(array_heap_reuses_the_newest_and_keeps_pages) {
-    SKIP_IF(!can(try_remap), "reservations may be neighbours here, and cached blocks join");
+    SKIP_IF(!can(try_remap) || UNDER_MEMCHECK, "reservations may be neighbours here, and cached blocks join");
     const fa_os os = faulty_os(true);
     no_fault();
     fa_array_heap *heap = new_heap(&os, 64 * MIB, 1000);

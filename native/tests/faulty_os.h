@@ -208,7 +208,7 @@ UNUSED static void release_all_ranges(void) {
 typedef void scenario(const fa_os *os);
 
 /* One thread has no races: under ThreadSanitizer, and where all is slow, a few of the faults are enough. */
-#define NEXT_FAULT (UNDER_TSAN || UNDER_VALGRIND ? 17 : 1)
+#define NEXT_FAULT (UNDER_MEMCHECK ? 61 : UNDER_TSAN || UNDER_VALGRIND ? 17 : 1)
 #define MOST_FAULTS 2000
 
 /* Runs the scenario with the n-th call of each kind failing, once and for ever, for every n until none is left. */

@@ -23,7 +23,7 @@ static uint64_t faults_so_far(void) {
 /* Sanitizers have pages of their own for each of ours, and an emulator has pages for what it translated. */
 static void need_own_faults(void) {
     SKIP_IF(UNDER_SANITIZER, "a sanitizer's shadow takes page faults too");
-    SKIP_IF(UNDER_EMULATOR, "an emulator takes page faults too");
+    SKIP_IF(UNDER_EMULATOR || UNDER_MEMCHECK, "an emulator takes page faults too");
 }
 
 TEST(warm_vectors_of_an_arena_take_no_page_fault) {

@@ -24,6 +24,8 @@
 #define UNDER_SANITIZER (UNDER_ASAN || UNDER_TSAN)
 /* make test-valgrind sets this: everything takes thirty times as long. */
 #define UNDER_VALGRIND (getenv("FASTALLOC_TEST_WRAPPER") != NULL)
+/* Valgrind itself, and not what is only as slow. */
+#define UNDER_MEMCHECK (UNDER_VALGRIND && strncmp(getenv("FASTALLOC_TEST_WRAPPER"), "valgrind", 8) == 0)
 /* tests/cross.py sets it to this: slow, too, and the system is not quite what the emulator says. */
 #define UNDER_EMULATOR (UNDER_VALGRIND && strcmp(getenv("FASTALLOC_TEST_WRAPPER"), "qemu") == 0)
 #define NOT_UNDER_AN_EMULATOR SKIP_IF(UNDER_EMULATOR, "an emulator says yes to what it does not do")
