@@ -20,6 +20,14 @@ static uint64_t faults_so_far(void) {
 #endif
 }
 
+/* The kernel moves pages when memory is short, which takes a fault or two. One of ours would come again in every round. */
+#define NOISE 8
+static bool no_faults_since(uint64_t before) {
+    const uint64_t faults = faults_so_far() - before;
+    if (faults > 0) printf("# %u page faults\n", (unsigned)faults);
+    return faults <= NOISE;
+}
+
 /* Sanitizers have pages of their own for each of ours, and an emulator has pages for what it translated. */
 static void need_own_faults(void) {
     SKIP_IF(UNDER_SANITIZER, "a sanitizer's shadow takes page faults too");
@@ -38,7 +46,7 @@ TEST(warm_vectors_of_an_arena_take_no_page_fault) {
             memset(vector, round, size);
             fa_arena_free(arena, vector, size);
         }
-        CHECK(faults_so_far() == before);
+        CHECK(no_faults_since(before));
     }
     fa_arena_destroy(arena);
 }
@@ -55,7 +63,7 @@ TEST(warm_large_blocks_of_a_manager_take_no_page_fault) {
             memset(block, 1, size);
             fa_free(manager, block);
         }
-        CHECK(faults_so_far() == before);
+        CHECK(no_faults_since(before));
     }
     fa_manager_destroy(manager);
 }
@@ -80,7 +88,7 @@ TEST(warm_runs_of_a_manager_take_no_page_fault) {
         for (size_t i = 0; i < COUNT; i++) fa_free(manager, block[i * 7 % COUNT]);
         if (round == 0) resident = manager_stats(manager).resident;
     }
-    CHECK(faults_so_far() == before && manager_stats(manager).resident == resident);
+    CHECK(no_faults_since(before) && manager_stats(manager).resident == resident);
     fa_manager_destroy(manager);
 }
 
@@ -97,7 +105,7 @@ TEST(a_reset_round_of_small_blocks_takes_no_page_fault) {
         }
         CHECK(fa_arena_reset(arena) == FA_OK);
     }
-    CHECK(faults_so_far() == before);
+    CHECK(no_faults_since(before));
     fa_arena_destroy(arena);
 }
 
@@ -111,7 +119,7 @@ TEST(a_reset_keeps_every_page_and_touches_none) {
     const uint64_t resident = arena_stats(arena).resident, before = faults_so_far();
     CHECK(resident <= 64 * KIB); /* nobody wrote into them */
     CHECK(fa_arena_reset(arena) == FA_OK);
-    CHECK(faults_so_far() == before && arena_stats(arena).resident == resident && arena_stats(arena).live == 0);
+    CHECK(no_faults_since(before) && arena_stats(arena).resident == resident && arena_stats(arena).live == 0);
     fa_arena_destroy(arena);
 }
 
@@ -120,13 +128,13 @@ TEST(a_wipe_touches_no_page_that_was_not_used) {
     need_own_faults();
     fa_arena *arena = new_arena(FA_SCRATCH, 128 * MIB);
     uint64_t before = 0;
-    for (int round = 0; round < 5; round++) {
+    for (int round = 0; round < 100; round++) {
         if (round == 1) before = faults_so_far();
         unsigned char *block = fa_arena_alloc(arena, KIB, 0);
         memset(block, 1, KIB);
         CHECK(fa_arena_wipe(arena) == FA_OK && is_zero(block, KIB));
     }
-    CHECK(faults_so_far() == before && arena_stats(arena).resident <= 64 * KIB);
+    CHECK(no_faults_since(before) && arena_stats(arena).resident <= 64 * KIB);
     fa_arena_destroy(arena);
 }
 
@@ -158,7 +166,7 @@ TEST(a_provers_rounds_take_no_page_fault_after_the_first_and_no_more_memory_than
         }
         CHECK(live == 0);
     }
-    CHECK(UNDER_SANITIZER || faults_so_far() == before);
+    CHECK(UNDER_SANITIZER || no_faults_since(before));
     /* What is resident is all that was ever touched: `peak` would not show space that no later vector fitted into. */
     CHECK(arena_stats(arena).peak <= largest + largest / 4 && arena_stats(arena).resident <= largest + largest / 4);
     fa_arena_destroy(arena);
@@ -219,7 +227,7 @@ TEST(a_rewind_by_one_thread_takes_no_page_fault_and_counts_on) {
         CHECK(stats.live == 1 && stats.requested == 100 && stats.allocated == 1 + 100 * (round + 1));
         CHECK(stats.freed == 100 * (round + 1) && stats.used == 112 && stats.peak == 112 + 3200);
     }
-    CHECK(faults_so_far() == before);
+    CHECK(no_faults_since(before));
     fa_arena_destroy(arena);
 }
 
