@@ -208,7 +208,7 @@ UNUSED static void release_all_ranges(void) {
 typedef void scenario(const fa_os *os);
 
 /* One thread has no races: under ThreadSanitizer, and where all is slow, a few of the faults are enough. */
-#define NEXT_FAULT (UNDER_MEMCHECK ? 61 : UNDER_TSAN || UNDER_VALGRIND ? 17 : 1)
+#define NEXT_FAULT(after) (UNDER_MEMCHECK ? 20 + 3 * (after) : UNDER_TSAN || UNDER_VALGRIND ? 17 : 1)
 #define MOST_FAULTS 2000
 
 /* Runs the scenario with the n-th call of each kind failing, once and for ever, for every n until none is left. */
@@ -219,7 +219,7 @@ UNUSED static void run_with_every_fault(scenario *run, bool lazy_commit) {
     CHECK(fault.mapped == 0 && fault.blocks == 0);
     for (int kind = 0; kind < CALLS; kind++) {
         for (int for_ever = 0; for_ever < 2; for_ever++) {
-            for (int after = 0;; after += NEXT_FAULT) {
+            for (int after = 0;; after += NEXT_FAULT(after)) {
                 CHECK(after < MOST_FAULTS); /* or the scenario is too long to be tested whole */
                 no_fault();
                 fault.kind = (call)kind;
