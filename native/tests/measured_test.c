@@ -20,7 +20,7 @@ static uint64_t faults_so_far(void) {
 #endif
 }
 
-/* The kernel moves pages when memory is short, which takes a fault or two. One of ours would come again in every round. */
+/* The kernel moves pages when memory is short, which takes a fault or two. One of ours would come again in every round, of which there are more. */
 #define NOISE 8
 static bool no_faults_since(uint64_t before) {
     const uint64_t faults = faults_so_far() - before;
@@ -39,7 +39,7 @@ TEST(warm_vectors_of_an_arena_take_no_page_fault) {
     fa_arena *arena = new_arena(FA_POLYNOMIAL, 64 * MIB);
     for (size_t size = MIB; size <= 64 * MIB; size *= 4) {
         uint64_t before = 0;
-        for (int round = 0; round < 5; round++) {
+        for (int round = 0; round < 20; round++) {
             if (round == 1) before = faults_so_far();
             unsigned char *vector = fa_arena_alloc(arena, size, 0);
             CHECK(vector != NULL && is_aligned(vector, 64));
@@ -56,7 +56,7 @@ TEST(warm_large_blocks_of_a_manager_take_no_page_fault) {
     fa_manager *manager = manager_with(NULL);
     for (size_t size = MIB; size <= 32 * MIB; size *= 2) {
         uint64_t before = 0;
-        for (int round = 0; round < 5; round++) {
+        for (int round = 0; round < 20; round++) {
             if (round == 1) before = faults_so_far();
             unsigned char *block = fa_malloc(manager, size);
             CHECK(block != NULL);
@@ -96,7 +96,7 @@ TEST(a_reset_round_of_small_blocks_takes_no_page_fault) {
     need_own_faults();
     fa_arena *arena = new_arena(FA_SCRATCH, MIB);
     uint64_t before = 0;
-    for (int round = 0; round < 5; round++) {
+    for (int round = 0; round < 20; round++) {
         if (round == 1) before = faults_so_far();
         for (size_t i = 0; i < 10000; i++) {
             uint64_t *block = fa_arena_alloc(arena, 32, 0);
