@@ -164,9 +164,9 @@ fuzz: $(VENV)/.test
 	tests/needs clang
 	native/fuzz/run $(SECONDS)
 
-# Half an hour of programs over the Python API, longer stress, fuzzing.
+# Half an hour of programs over the Python API (20,000, half of them in each of two processes), longer stress, fuzzing.
 test-long: $(VENV)/.test
-	FASTALLOC_MACHINE_EXAMPLES=20000 pytest tests/test_machine.py
+	FASTALLOC_MACHINE_EXAMPLES=10000 pytest --numprocesses 2 --dist each tests/test_machine.py
 	FASTALLOC_TEST_LONG=1 pytest tests/test_native.py -k stress
 	$(MAKE) fuzz
 
