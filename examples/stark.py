@@ -585,6 +585,7 @@ class _Places:
 
 def arena_sizes(rounds: int) -> dict[str, int]:
     """Return capacities in bytes for ``fastalloc.Arenas(**arena_sizes(rounds))`` that a proof does not exceed."""
+    _check_rounds(rounds)
     shape = Shape.of(rounds)
     return {
         "witness": (8 << 20) + 512 * shape.column,

@@ -1,4 +1,4 @@
-"""The command line: the demo."""
+"""The command line: what it says of wrong arguments and files; the demo."""
 
 import os
 import re
@@ -28,8 +28,18 @@ def test_version(capsys):
     [
         (["demo", "--rounds", "100"], "rounds"),
         (["demo", "--proofs", "0"], "--proofs must be at least 1"),
-        (["demo", "--rounds", "64", "--secret-file", "/nowhere/at/all"], "/nowhere/at/all"),
-        ([], "required"),
+        (["demo", "--rounds", "1" + "0" * 20], "rounds must be a power of two"),
+        (
+            ["demo", "--rounds", "64", "--secret-file", "/nowhere/at/all"],
+            "fastalloc demo: /nowhere/at/all: No such file or directory\n",
+        ),
+        (["demo", "--rounds", "64", "--secret-file", "/"], "fastalloc demo: /: Is a directory\n"),
+        (["scan", "1", "--pattern-file", "/nowhere/at/all"], "fastalloc scan: /nowhere/at/all: No such file"),
+        (["scan", "1", "--pattern-file", "/dev/null"], "fastalloc scan: pattern: /dev/null is not a regular file"),
+        (["stats", "-1"], "fastalloc stats: process -1: there is none\n"),
+        (["stats", "--watch", "0", "1"], "--watch: 0.0 is no time to wait"),
+        ([], "required: COMMAND"),
+        (["prove"], "invalid choice: 'prove'"),
     ],
 )
 def test_bad_arguments_are_a_message_and_exit_code_2(arguments, message):
@@ -37,6 +47,32 @@ def test_bad_arguments_are_a_message_and_exit_code_2(arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_process_that_is_not_there_is_a_message(tmp_path):
+    (tmp_path / "secret").write_bytes(os.urandom(32))
+    done = run("scan", str(2**22 + 5), "--pattern-file", str(tmp_path / "secret"))
+    assert (done.returncode, done.stderr) == (2, f"fastalloc scan: process {2**22 + 5}: there is none\n")
+
+
+@pytest.mark.parametrize("command", ["", "demo", "run", "stats", "scan"])
+def test_help_says_the_exit_codes_or_where_they_are(command):
+    done = run(*filter(None, [command]), "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "exit codes" in done.stdout or "Exit code:" in done.stdout
+
+
+def test_a_reader_that_has_enough_and_an_interrupt_are_no_errors(monkeypatch, capfd):
+    for error, code in ((KeyboardInterrupt(), 130), (BrokenPipeError(32, "Broken pipe"), 141)):
+
+        def fail(_options, error=error):
+            raise error
+
+        monkeypatch.setattr("fastalloc.cli.scan._run", fail)
+        with os.fdopen(os.dup(1)) as stdout:
+            assert main(["scan", "1", "--pattern-file", "x"]) == code
+            os.dup2(stdout.fileno(), 1)
+    assert capfd.readouterr().err == ""
 
 
 def test_the_demo_proves_and_leaves_no_copy():

@@ -289,7 +289,7 @@ def test_setuid_programs(true: Path, refuse: Refuse) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--"], "run: no program after `--`"),
+        (["--"], "fastalloc run: no program after `--`"),
         (["--large-cache", "4 pounds", "--", "true"], "--large-cache: '4 pounds' is not a size"),
         (["--large-cache", "-1", "--", "true"], "--large-cache: '-1' is not a size"),
         (["--large-size", "2GiB", "--", "true"], "--large-size: '2GiB' is too large: at most 1073741824"),
@@ -304,6 +304,9 @@ def test_setuid_programs(true: Path, refuse: Refuse) -> None:
         (["--hardened", "prove.py"], "--hardened goes with a program: after `--`"),
         (["--report", "r.json", "-m", "this"], "--report goes with a program: after `--`"),
         (["cat"], "cat: no such file; for a program: fastalloc run -- cat"),
+        (["/"], "fastalloc run: /: is not a file"),
+        (["-m", "no_such_module"], "fastalloc run: -m no_such_module: no such module"),
+        (["--large-cache", "1GiB", "prove.py"], "--large-cache goes with --numpy, or with a program: after `--`"),
     ],
 )
 def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,19 +9,21 @@ import dataclasses
 import json
 import os
 import struct
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 from fastalloc import _fields
-from fastalloc.errors import FastallocError
+from fastalloc.errors import ArgumentError, FastallocError
 from fastalloc.stats import Record
-from fastalloc.units import format_size, milliseconds
+from fastalloc.units import format_size
 
 from .elf import read_elf
 
-__all__ = ["ClassStats", "MallocStats", "add_parser", "read_process"]
+__all__ = ["ClassStats", "MallocStats", "add_parser", "read_process", "reading"]
 
 _SYMBOL = "fastalloc_malloc_stats"
 _MAGIC = b"fastalloc-stats"
@@ -110,18 +112,34 @@ def read_process(pid: int) -> tuple[MallocStats, list[ClassStats]]:
         If there is no such process, it may not be read, or it does not use the library.
 
     """
-    try:
+    with reading(pid):
         root = _root(pid)
         with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as file:
             return _read(_Memory(file), root)  # unbuffered: no page is read that was not asked for
-    except FileNotFoundError:
+
+
+@contextmanager
+def reading(pid: int) -> Iterator[None]:
+    """Say in words why /proc/PID could not be read.
+
+    Raises
+    ------
+    NotReadableError
+        For errors of /proc; others stay as they are.
+
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, ProcessLookupError) as error:
+        if error.filename is not None and not str(error.filename).startswith("/proc/"):
+            raise
         if not Path("/proc/self").exists():
             raise NotReadableError("there is no /proc here: this command is for Linux") from None
-        raise NotReadableError(f"process {pid}: there is none") from None
-    except PermissionError:
-        raise NotReadableError(f"process {pid}: not allowed to read its memory (same user? ptrace_scope?)") from None
-    except ProcessLookupError:
-        raise NotReadableError(f"process {pid} has ended") from None
+        if isinstance(error, PermissionError):
+            reason = "not allowed to read its memory (same user? ptrace_scope?)"
+        else:
+            reason = "there is none" if isinstance(error, FileNotFoundError) else "it has ended"
+        raise NotReadableError(f"process {pid}: {reason}") from None
 
 
 def _read(memory: _Memory, root: int) -> tuple[MallocStats, list[ClassStats]]:
@@ -183,6 +201,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="statistics of a running program that was started with fastalloc run -- program",
         description="Read the counters of a running program's global allocator, from outside. What they mean stands in "
         "docs/malloc.md. With --watch, again and again until the program ends.",
+        epilog="Exit code: 0, or 2 if there was nothing to read.",
     )
     parser.add_argument("pid", type=int, metavar="PID", help="the process")
     parser.add_argument("--json", action="store_true", help="one line of JSON, size classes included")
@@ -192,8 +211,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(options: argparse.Namespace) -> int:
     """Print them."""
-    if options.watch is not None:
-        milliseconds(options.watch, "--watch")
+    if options.watch is not None and not 0 < options.watch <= threading.TIMEOUT_MAX:
+        raise ArgumentError(f"--watch: {options.watch} is no time to wait, in seconds")
     _print(options.pid, as_json=options.json)
     while options.watch is not None:
         try:

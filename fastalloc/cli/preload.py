@@ -101,15 +101,33 @@ OPTIONS = (
         "--report", "FASTALLOC_REPORT", "write statistics at exit, as JSON; %%p is the process id", "FILE", check=_file
     ),
     Option(
-        "--large-cache", "FASTALLOC_LARGE_CACHE", "freed large blocks kept resident", "SIZE", check=_size, script=True
+        "--large-cache",
+        "FASTALLOC_LARGE_CACHE",
+        "freed large blocks kept resident (default: 4GiB; with --numpy 1GiB)",
+        "SIZE",
+        check=_size,
+        script=True,
     ),
-    Option("--decay", "FASTALLOC_DECAY", "age at which they are given back", "SECONDS", check=_decay, script=True),
-    Option("--large-size", "FASTALLOC_LARGE_SIZE", "from this size a block is large", "SIZE", check=_large_size),
+    Option(
+        "--decay",
+        "FASTALLOC_DECAY",
+        "age at which they are given back (default: 60, 0 is never; with --numpy 10)",
+        "SECONDS",
+        check=_decay,
+        script=True,
+    ),
+    Option(
+        "--large-size",
+        "FASTALLOC_LARGE_SIZE",
+        "from this size a block is large (default: 1MiB)",
+        "SIZE",
+        check=_large_size,
+    ),
     Option(
         "--huge-pages",
         "FASTALLOC_HUGE_PAGES",
-        "what large blocks ask of the kernel",
-        metavar="WHAT",
+        "what large blocks ask of the kernel (default: off)",
+        metavar="off|transparent",
         choices=("off", "transparent"),
     ),
     Option("--zero-on-free", "FASTALLOC_ZERO_ON_FREE", "zero every block when it is freed"),

@@ -5,6 +5,7 @@ fastalloc run [options] SCRIPT | -m MODULE ...   Python code, run in this proces
 """
 
 import argparse
+import importlib.util
 import io
 import os
 import runpy
@@ -30,6 +31,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         description="With `--`, any program: all that it gets from malloc comes from fastalloc, which is preloaded "
         "into it and into what it starts. Without, a Python script, or with -m a module, as Python would run it: as "
         "__main__, with its arguments in sys.argv. Signals and exit codes are the program's.",
+        epilog="SIZE is a number of bytes, or one with a unit: 64MiB, 1.5GiB. Exit code: the program's; 127 if it is "
+        "not found, 126 if it cannot be run in fastalloc, 2 for bad arguments. See docs/malloc.md and docs/numpy.md.",
         usage="fastalloc run [options] -- PROGRAM ...\n"
         "       fastalloc run [--numpy] [--large-cache SIZE] [--decay SECONDS] [--wipe-objects]\n"
         "           (SCRIPT | -m MODULE) ...",
@@ -49,10 +52,13 @@ def run(options: argparse.Namespace) -> int:
     if options.module is None and options.program[:1] == ["--"]:
         _refuse(options, _SCRIPT_ONLY, "goes with a script: without `--`, as in fastalloc run --numpy prove.py")
         if len(options.program) == 1:
-            raise ValueError("run: no program after `--`")
+            raise ValueError("no program after `--`")
         return preload.run(options.program[1:], options)
     only = tuple(option.name for option in preload.OPTIONS if not option.script)
     _refuse(options, only, "goes with a program: after `--`, as in fastalloc run --arena-stats -- python prove.py")
+    if not options.numpy:
+        budgets = tuple(option.name for option in preload.OPTIONS if option.script)
+        _refuse(options, budgets, "goes with --numpy, or with a program: after `--`")
     # argparse ends -m's arguments at a `--`, Python does not.
     return _run_python(options, [*(options.module or ()), *options.program])
 
@@ -60,15 +66,21 @@ def run(options: argparse.Namespace) -> int:
 def _refuse(options: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
     for name in names:
         if getattr(options, name.removeprefix("--").replace("-", "_")):
-            raise ArgumentError(f"run: {name} {why}")
+            raise ArgumentError(f"{name} {why}")
 
 
 def _run_python(options: argparse.Namespace, program: list[str]) -> int:
     if not program:
-        raise ValueError("run: no program; give a script, or -m and a module, or `--` and any program")
+        raise ValueError("no program; give a script, or -m and a module, or `--` and any program")
     if options.module is None and not Path(program[0]).is_file():
+        if Path(program[0]).exists():
+            raise ValueError(f"{program[0]}: is not a file")
         other = f"; for a program: fastalloc run -- {program[0]}" if "/" not in program[0] else ""
-        raise ValueError(f"run: {program[0]}: no such file{other}")
+        raise ValueError(f"{program[0]}: no such file{other}")
+    if options.module is not None:
+        _look_first_in(Path.cwd())
+        if importlib.util.find_spec(program[0].partition(".")[0]) is None:
+            raise ValueError(f"-m {program[0]}: no such module")
     if options.wipe_objects:
         fastalloc.wipe_freed_objects()
         os.environ["FASTALLOC_WIPE_OBJECTS"] = "1"  # child processes that import fastalloc do likewise
@@ -99,7 +111,6 @@ def _look_first_in(directory: Path) -> None:
 
 
 def _run_module(program: list[str]) -> None:
-    _look_first_in(Path.cwd())
     sys.argv[:] = program
     runpy.run_module(program[0], run_name="__main__", alter_sys=True)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from fastalloc.residue import find_residue
 
+from .live import reading
+
 __all__ = ["add_parser"]
 
 
@@ -32,7 +34,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    found = find_residue(options.pattern_file, pid=options.pid, as_int=options.as_int)
+    with reading(options.pid):
+        found = find_residue(options.pattern_file, pid=options.pid, as_int=options.as_int)
     for residue in found:
         print(json.dumps(dataclasses.asdict(residue)) if options.json else residue)
     if not options.json:
