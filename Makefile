@@ -17,7 +17,7 @@ demo: $(VENV)/.demo
 
 # Under the sanitizers: not what has no extension in it, nor what reads a whole process's memory (a sanitizer maps terabytes), preloads
 # another malloc, or compiles C, nor NumPy's own tests. The prover's JIT compiler makes the leak check slow: its tests on arenas run without.
-UNSANITIZED := amalgamation cli examples floors fuzz live malloc native nomemory numpy_suite preload prove stark
+UNSANITIZED := all amalgamation cli examples floors fuzz live malloc native nomemory numpy_suite preload prove stark
 test: $(VENV)/.test
 	FASTALLOC_MACHINE_EXAMPLES=500 tests/asan/run tests $(UNSANITIZED:%=--ignore=tests/test_%.py) --ignore=tests/programs --ignore=tests/misuse
 	ASAN_OPTIONS=detect_leaks=0 tests/asan/run tests/test_stark.py -k arenas
@@ -92,7 +92,10 @@ test-sdist: $(VENV)/.dev
 test-tools:
 	tests/needs g++ gdb pkg-config binutils
 
-test-all: test-tools test test-numpy test-scipy test-programs test-valgrind test-amalgamation test-examples test-cross test-wheels test-sdist
+# All of it, hours: each goal whatever became of the others, and at the end one line for each (tests/all.py).
+test-all:
+	MAKE="$(MAKE)" $(PYTHON) tests/all.py test-tools test test-numpy test-scipy test-programs test-valgrind test-amalgamation \
+	    test-examples test-cross test-wheels test-sdist prove test-long
 
 check: $(VENV)/.dev
 	ruff check
@@ -150,7 +153,6 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.bench $(VENV)/.cross $(VENV)/.
 # ---- proofs, fuzzing, coverage: docs/verification.md ---------------------------------------------------------------------
 
 .PHONY: prove fuzz coverage test-long
-test-all: prove test-long
 
 # Proofs of the address arithmetic and models of what is lock-free.
 prove: $(VENV)/.prove

@@ -19,7 +19,7 @@ VERSIONS = ["3.11", "3.12", "3.13"]
 ROOT = Path(__file__).resolve().parent
 DIST = ROOT / "build" / "dist"
 # Tests of the C library and of the sources: they have no use for an installed package.
-OF_SOURCES = ["amalgamation", "cross", "examples", "floors", "generated", "native"]
+OF_SOURCES = ["all", "amalgamation", "cross", "examples", "floors", "generated", "native"]
 
 nox.options.envdir = str(ROOT / "build" / "nox")
 nox.options.sessions = ["wheel", "tests", "sdist"]

@@ -19,7 +19,7 @@ asked = pytest.mark.skipif(
 def test_target(target: cross.Target, capfd: pytest.CaptureFixture[str]) -> None:
     outcome = cross.check(target)
     with capfd.disabled():
-        print(f"\n{outcome}", end=" ")
+        print(f"\n{outcome}")
     if not outcome.built and cross.zig() is None:
         pytest.skip(str(outcome))
     assert outcome.ok, f"{outcome}\n{outcome.output}"
