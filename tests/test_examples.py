@@ -1,4 +1,4 @@
-"""The C programs of examples/: Lua and SQLite in a manager's heap.
+"""The C programs of docs/embedding.md and of examples/: Lua and SQLite in a manager's heap.
 
 They are built with the amalgamation, as a user would. Lua is the system's (liblua5.4-dev), or Lua 5.4's sources in the
 directory that FASTALLOC_LUA names, as `make test-examples` has it: with them, the same program is built for 32 bits and
@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from targets import NAMES, Target, run, target
+
+import fastalloc
 
 ROOT = Path(__file__).resolve().parent.parent
 LUA = ROOT / "examples" / "lua"
@@ -54,6 +56,22 @@ def pkg_config(package: str) -> list[str] | None:
         return None
     done = run(["pkg-config", "--cflags", "--libs", package])
     return done.stdout.split() if done.returncode == 0 else None
+
+
+def test_ten_lines_with_the_python_package(tmp_path: Path) -> None:
+    """The program and the commands as the page has them."""
+    if target("64-bit").missing:
+        pytest.skip(target("64-bit").missing)
+    page = (ROOT / "docs" / "embedding.md").read_text()
+    program = re.search(r"```c\n(.*?)```", page, re.DOTALL)
+    commands = re.search(r"^From the Python package.*\n\n((?:    .*\n)+)", page, re.MULTILINE)
+    assert program is not None
+    assert commands is not None
+    (tmp_path / "ten.c").write_text(program[1])
+    steps = f"export PATH={Path(sys.executable).parent}:$PATH\ncd {tmp_path}\n{commands[1]}\n./ten"
+    done = run(["bash", "-ec", steps])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"zeroed before anybody else gets it, says fastalloc {fastalloc.__version__}\n"
 
 
 # ---- a process that waits while its memory is read -------------------------------------------------------------------

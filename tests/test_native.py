@@ -184,11 +184,13 @@ def test_installed_library_with_pkg_config(prefix: Path, tmp_path: Path, linking
     assert (ran.returncode, ran.stdout.split()[0]) == (0, "fastalloc"), ran.stderr
 
 
-def test_installed_library_with_find_package(prefix: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["installed", "sources"])
+def test_library_in_a_cmake_project(prefix: Path, tmp_path: Path, where: str) -> None:
     tree = tmp_path / "build"
+    found = f"-DCMAKE_PREFIX_PATH={prefix}" if where == "installed" else f"-DFASTALLOC_SOURCE={NATIVE}"
     for step in (
-        [tool("cmake"), "-S", str(NATIVE / "tests/install"), "-B", str(tree), f"-DCMAKE_PREFIX_PATH={prefix}"],
-        [tool("cmake"), "--build", str(tree)],
+        [tool("cmake"), "-S", str(NATIVE / "tests/install"), "-B", str(tree), "-DCMAKE_BUILD_TYPE=Debug", found],
+        [tool("cmake"), "--build", str(tree), "--parallel", "2"],
         [str(tree / "consumer_shared")],
         [str(tree / "consumer_static")],
     ):
@@ -206,15 +208,44 @@ def test_shared_library_exports_what_the_headers_declare(prefix: Path) -> None:
     headers = "".join((NATIVE / "include" / name).read_text() for name in ("fastalloc.h", "fastalloc32.h"))
     declared = set(re.findall(r"^FA_API [^;]*?(\w+)\(", headers, re.MULTILINE))
     assert exported == declared
+    archive = next(prefix.rglob("libfastalloc.a"))
+    symbols = subprocess.run(["nm", "-g", "--defined-only", archive], capture_output=True, text=True, check=True).stdout
+    defined = set(re.findall(r"^[0-9a-f]+ \w (\w+)$", symbols, re.MULTILINE))
+    assert declared < defined
+    assert {name for name in defined if not name.startswith(("fa_", "fastalloc32_"))} == set()
 
 
-def test_headers_are_c_and_cplusplus(tmp_path: Path) -> None:
+def test_headers_are_c_and_cplusplus(prefix: Path, tmp_path: Path) -> None:
+    archive = next(prefix.rglob("libfastalloc.a"))
     for compiler, suffix, standards in (("cc", "c", ["c11", "c17"]), ("c++", "cpp", ["c++11", "c++17"])):
         if shutil.which(compiler) is None:
             continue
         source = tmp_path / f"header.{suffix}"
-        source.write_text('#include "fastalloc32.h"\nint main(void) { return fa_version() == 0; }\n')
+        source.write_text(
+            "#include <fastalloc32.h>\n"
+            "int main(void) {\n"
+            "    fa_manager *heap = fa_manager_create(NULL, NULL);\n"
+            "    void *other = fastalloc32_create();\n"
+            "    fa_free(heap, fa_malloc(heap, 1));\n"
+            "    fastalloc32_free(other, fastalloc32_malloc(other, 1));\n"
+            "    fastalloc32_destroy(other);\n"
+            "    fa_manager_destroy(heap);\n"
+            "    return 0;\n"
+            "}\n"
+        )
         for standard in standards:
-            strict = [f"-std={standard}", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
-            done = run([compiler, *strict, f"-I{NATIVE / 'include'}", str(source)])
-            assert done.returncode == 0, done.stderr
+            strict = [
+                f"-std={standard}",
+                "-Wall",
+                "-Wextra",
+                "-Wpedantic",
+                "-Wconversion",
+                "-Wundef",
+                "-Werror",
+                "-fno-lto",
+            ]
+            program = tmp_path / f"{suffix}-{standard}"
+            included = f"-I{archive.parent.parent / 'include'}"
+            done = run([compiler, *strict, included, str(source), str(archive), "-pthread", "-o", str(program)])
+            assert (done.returncode, done.stderr) == (0, "")
+            assert run([str(program)]).returncode == 0

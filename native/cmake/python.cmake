@@ -8,7 +8,13 @@ if(without_gil)
                       "NumPy and the counts of what uses a block rely on it, and the module is built for the stable ABI, "
                       "which free-threaded builds do not have.")
 endif()
-find_package(Python 3.11 REQUIRED COMPONENTS Interpreter Development.Module)
+# On Windows a module names the library that it takes Python from: the one of the stable ABI, not that of a version.
+if(WIN32)
+  find_package(Python 3.11 REQUIRED COMPONENTS Interpreter Development.SABIModule) # CMake 3.26
+  set(stable_abi USE_SABI 3.11)
+else()
+  find_package(Python 3.11 REQUIRED COMPONENTS Interpreter Development.Module)
+endif()
 set(root ${CMAKE_CURRENT_SOURCE_DIR}/..)
 
 # build_ffi.py reads its definitions from the preprocessed public header.
@@ -20,8 +26,9 @@ add_custom_command(
   DEPENDS ${root}/build_ffi.py include/fastalloc.h src/heap/arena.h src/heap/array_heap.h src/heap/manager.h
   VERBATIM)
 
-python_add_library(_native MODULE ${native_c} src/adapters/arrays.c src/adapters/install.c src/adapters/numpy.c src/adapters/python.c src/adapters/python_block.c
-                   src/adapters/python_heap.c src/adapters/residue.c src/adapters/wipe_objects.c)
+python_add_library(_native MODULE ${stable_abi} ${native_c} src/adapters/arrays.c src/adapters/install.c src/adapters/numpy.c
+                   src/adapters/python.c src/adapters/python_block.c src/adapters/python_heap.c src/adapters/residue.c
+                   src/adapters/wipe_objects.c)
 target_compile_definitions(_native PRIVATE Py_LIMITED_API=0x030B0000)
 target_include_directories(_native PRIVATE src)
 target_link_libraries(_native PRIVATE fastalloc_static fa_shipped)
