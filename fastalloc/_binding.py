@@ -201,7 +201,7 @@ def create_manager(label: str, hardened: bool, values: Mapping[str, Option]) -> 
 
 
 def _arena(heap: Heap) -> "CData":
-    return ffi.cast("fa_arena *", heap.address)
+    return ffi.cast("fa_arena *", heap.arena)
 
 
 def arena_live(heap: Heap, mark: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -305,7 +305,7 @@ def arena_is_valid(heap: Heap) -> bool:
 
 
 def _manager(heap: Heap) -> "CData":
-    return ffi.cast("fa_manager *", heap.address)
+    return ffi.cast("fa_manager *", heap.manager)
 
 
 def manager_trim(heap: Heap, keep: int) -> None:

@@ -5,13 +5,13 @@ import dataclasses
 import enum
 import mmap
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
 
 from fastalloc import _binding
 from fastalloc.arrays import ArrayFunctions
-from fastalloc.errors import ArgumentError, ArgumentTypeError, InUseError, SealedError, StaleMarkError
+from fastalloc.errors import ArgumentError, ArgumentTypeError, InUseError, ScopeError, SealedError, StaleMarkError
 from fastalloc.intake import SecretIntake
 from fastalloc.stats import ArenasStats, ArenaStats, Measure, Measured, Protection
 from fastalloc.units import Size, format_size, parse_alignment, parse_size
@@ -64,7 +64,7 @@ class Mark:
         return f"<fastalloc.Mark at {self.position} in {self.arena}>"
 
 
-def choose(value: Any, name: str, choices: dict[str, int]) -> int | None:
+def choose(value: Any, name: str, choices: Mapping[str, int]) -> int | None:
     """The C constant of an option; None stays None, which is the kind's default."""
     if value is None:
         return None
@@ -169,6 +169,7 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
     def __new__(cls, *_args: Any, **_options: Any) -> Self:  # noqa: D102
         self = super().__new__(cls)
         self._kind, self._name, self._final, self._remains = cls._fixed_kind or Kind.SCRATCH, None, None, None
+        self._options, self._measure = {}, Measure()
         return self
 
     def __init__(
@@ -218,13 +219,12 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
             if options["alignment"] > mmap.PAGESIZE:  # type: ignore[operator]
                 raise ArgumentError(f"alignment: {alignment} is too large for guard='block': {mmap.PAGESIZE} at most")
         label = f"{Kind(kind)} arena" + ("" if name is None else f" {check_name(name)!r}")
-        if self._memory is not None:
+        if self._memory is not None or self._final is not None:
             msg = "__init__: the arena has been made already"
             raise ArgumentError(msg)
         self._kind = Kind(kind)
         self._name = name
         self._options = options
-        self._measure = Measure()
         self._adopt(_binding.create_arena(self._kind, label, 0, options))
 
     # ---- what it is ----
@@ -242,7 +242,7 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
     @property
     def alignment(self) -> int:
         """Of every block unless asked otherwise, in bytes."""
-        return int(self._options["alignment"] or 0)
+        return int(self._options.get("alignment") or 0)
 
     @property
     def capacity(self) -> int:
@@ -533,6 +533,8 @@ class Unsealed:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if not self._open:
+            raise ScopeError(f"{self._arena._label} was not opened by this unsealed()")  # noqa: SLF001
         _binding.arena_unsealed_end(self._open.pop(), self._arena._label)  # noqa: SLF001
 
 
@@ -606,6 +608,9 @@ class Arenas:
     __slots__ = ("__weakref__", "_polynomial", "_scratch", "_witness")
 
     def __init__(self, witness: Size = "128MiB", polynomial: Size = "4GiB", scratch: Size = "256MiB") -> None:
+        if hasattr(self, "_scratch"):
+            msg = "__init__: the arenas have been made already"
+            raise ArgumentError(msg)
         sizes = {"witness": witness, "polynomial": polynomial, "scratch": scratch}
         capacities = {name: parse_size(size, name, minimum=1) for name, size in sizes.items()}
         with contextlib.ExitStack() as made:

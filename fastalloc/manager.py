@@ -80,6 +80,7 @@ class Manager(_binding.ManagerBase, ArrayFunctions, Measured[ManagerStats]):
     def __new__(cls, *_args: Any, **_options: Any) -> Self:  # noqa: D102
         self = super().__new__(cls)
         self._name, self._final, self._remains = None, None, None
+        self._hardened, self._limit, self._measure = False, None, Measure()
         return self
 
     def __init__(
@@ -108,13 +109,12 @@ class Manager(_binding.ManagerBase, ArrayFunctions, Measured[ManagerStats]):
             "limit": 0 if limit is None else parse_size(limit, "limit", minimum=1),
         }
         label = "manager" + ("" if name is None else f" {check_name(name)!r}")
-        if self._memory is not None:
+        if self._memory is not None or self._final is not None:
             msg = "__init__: the manager has been made already"
             raise ArgumentError(msg)
         self._name = name
         self._hardened = check_flag(hardened, "hardened")
         self._limit = options["limit"] or None
-        self._measure = Measure()
         self._adopt(_binding.create_manager(label, hardened, options))
 
     @property

@@ -2,8 +2,8 @@
 
 from fastalloc import _binding
 from fastalloc._binding import InstalledAllocator, uninstall
-from fastalloc.arena import Arena
-from fastalloc.errors import ArgumentError
+from fastalloc.arena import Arena, choose
+from fastalloc.errors import ArgumentTypeError
 from fastalloc.manager import Manager
 from fastalloc.stats import ArenaStats, ManagerStats, NumpyStats
 from fastalloc.units import Size, milliseconds, parse_size
@@ -71,10 +71,11 @@ def install(
     >>> int(array.sum()), fa.handles(np.ones(1000))
     (1000, False)
     """
-    if huge_pages not in _HUGE_PAGES:
-        raise ArgumentError(f"huge_pages: {huge_pages!r} is not one of {', '.join(map(repr, _HUGE_PAGES))}")
+    huge = choose(huge_pages, "huge_pages", _HUGE_PAGES)
+    if huge is None:
+        raise ArgumentTypeError("huge_pages: expected 'off' or 'transparent', not None")
     budget, age = parse_size(large_cache, "large_cache"), milliseconds(decay, "decay")
-    return _binding.install(allocator, budget, age, _HUGE_PAGES[huge_pages])
+    return _binding.install(allocator, budget, age, bool(huge))
 
 
 def numpy_stats() -> NumpyStats | ArenaStats | ManagerStats:

@@ -30,6 +30,16 @@ WINDOW = 1 << 20
 _PRESENT_OR_SWAPPED = 3 << 62  # bits of /proc/PID/pagemap
 _one_at_a_time = threading.Lock()
 
+
+def _after_fork() -> None:
+    """In the child: a search of another thread would never end."""
+    global _one_at_a_time  # noqa: PLW0603
+    _one_at_a_time = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
 Kind = Literal["heap", "stack", "anonymous", "arena", "library data", "file", "special"]
 Form = Literal["as it is", "reversed", "digits", "reversed digits"]
 
@@ -141,8 +151,9 @@ class _Wanted:
     def _take_int(self, value: int) -> None:
         """From where CPython keeps the digits: arithmetic on the value would leave temporaries of it."""
         bits, width = sys.int_info.bits_per_digit, sys.int_info.sizeof_digit
-        whole = self._alloc_bytes((value.bit_length() + 7) // 8)
-        digits = self._alloc("digits", (value.bit_length() + bits - 1) // bits * width)
+        length = int.bit_length(value)  # whatever a subclass says of itself
+        whole = self._alloc_bytes((length + 7) // 8)
+        digits = self._alloc("digits", (length + bits - 1) // bits * width)
         ctypes.memmove(digits.address, id(value) + int.__basicsize__, digits.nbytes)
         self.own.append((id(value) + int.__basicsize__, digits.nbytes))
         _repack(digits, bits, whole, 8)

@@ -243,15 +243,19 @@ class Track(Generic[_Stats]):
         if self._before is not None:
             msg = "this measurement has begun already: every `with` needs a track() of its own"
             raise ScopeError(msg)
+        before = self._stats()  # may raise ClosedError
         with self._measure.lock:
             self._start = self._peak = self._note_peak()
             self._measure.open.append(self)
-        self._before = self._stats()
+        self._before = before
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._before is None or self._after is not None:
+            msg = "this measurement has not begun, or has ended"
+            raise ScopeError(msg)
         self._after = self._stats()
         with self._measure.lock:
             self._note_peak()

@@ -6,7 +6,6 @@
 '1.5 GiB'
 """
 
-import math
 import operator
 import re
 from fractions import Fraction
@@ -82,12 +81,12 @@ def parse_size(value: Size | SupportsIndex, name: str = "size", minimum: int = 0
     if isinstance(value, str):
         size = _parse_text(value, name)
     else:
+        if isinstance(value, bool):
+            raise ArgumentTypeError(f"{name}: {_show(value)} {_NOT_A_SIZE}")
         try:
             size = operator.index(value)
         except TypeError:
-            size = -1
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise ArgumentTypeError(f"{name}: {_show(value)} {_NOT_A_SIZE}")
+            raise ArgumentTypeError(f"{name}: {_show(value)} {_NOT_A_SIZE}") from None
     if size < minimum:
         raise ArgumentError(f"{name}: {_show(value)} is too small: at least {minimum}")
     if size > maximum:
@@ -149,6 +148,8 @@ def milliseconds(seconds: object, name: str) -> int:
         return 0
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise ArgumentTypeError(f"{name}: expected seconds or None, not {type(seconds).__name__}")
-    if not math.isfinite(seconds) or not 0 < seconds <= _MAX_SECONDS:
-        raise ArgumentError(f"{name}: {seconds} is not between 0 and {_MAX_SECONDS} seconds (None: never given back)")
+    if not 0 < seconds <= _MAX_SECONDS:
+        raise ArgumentError(
+            f"{name}: {_show(seconds)} is not between 0 and {_MAX_SECONDS} seconds (None: never given back)"
+        )
     return max(1, round(seconds * 1000))

@@ -1,6 +1,7 @@
 """NumPy arrays in arenas and managers: every way in, every context, and what outlives what."""
 
 import asyncio
+import contextlib
 import contextvars
 import ctypes
 import gc
@@ -8,6 +9,7 @@ import importlib
 import threading
 import tracemalloc
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +17,8 @@ import pytest
 from conftest import is_valid
 
 import fastalloc as fa
+from fastalloc._binding import ArenaScope
+from fastalloc.arrays import ArrayFunctions
 
 Allocator = fa.Arena | fa.Manager
 
@@ -300,6 +304,43 @@ def test_what_user_code_raises_inside_comes_through(allocator: Allocator) -> Non
     assert fa.get_allocator() is None
 
 
+def test_a_finalizer_that_closes_the_allocator() -> None:
+    """CPython up to 3.11 may collect garbage wherever an object is made: inside of the change of the context, too."""
+
+    class Closing:
+        def __del__(self) -> None:
+            self.arena.close()
+
+        arena: fa.Arena
+        me: "Closing"
+
+    thresholds = gc.get_threshold()
+    try:
+        for more in range(1, 60):
+            gc.disable()
+            arena = fa.Scratch("64KiB")
+            arena.linspace(0, 1, 3)
+            garbage = Closing()
+            garbage.me, garbage.arena = garbage, arena
+            del garbage
+            gc.set_threshold(gc.get_count()[0] + more)
+            gc.enable()
+            with contextlib.suppress(fa.ClosedError, MemoryError):
+                arena.linspace(0, 1, 10)
+    finally:
+        gc.enable()
+        gc.set_threshold(*thresholds)
+    gc.collect()
+    assert arena.closed
+
+
+def test_keywords_are_strings(allocator: Allocator) -> None:
+    empty = vars(ArrayFunctions)["empty"]
+    for name in (2, 12345678901234567890, 3.5, None):
+        with pytest.raises(TypeError, match="keywords must be strings"):
+            type(empty).__call__(empty, allocator, 3, **{name: 1})
+
+
 def test_a_method_is_a_method(allocator: Allocator) -> None:
     zeros = allocator.zeros
     assert zeros(3).sum() == 0
@@ -450,6 +491,50 @@ def test_a_scope_that_was_never_entered(allocator: Allocator) -> None:
         with pytest.raises(fa.ScopeError, match="the scope of scratch arena 'other' is the innermost"):
             scope.__exit__(None, None, None)
         assert fa.get_allocator() is other
+
+
+def test_a_scope_that_only_the_message_knows(allocator: Allocator) -> None:
+    """The scope that is in the way is named after the chain was rebuilt without it: nothing but the chain held it."""
+    other = fa.Scratch("1MiB", name="other")
+    outer, inner = fa.using_allocator(allocator), fa.using_allocator(None)
+    outer.__enter__()
+    inner.__enter__()
+    fa.set_allocator(other)
+    with pytest.raises(fa.ScopeError, match="ended inside the scope of NumPy's default allocator: "):
+        outer.__exit__(None, None, None)
+    assert fa.get_allocator() is other
+    inner.__exit__(None, None, None)
+    assert fa.get_allocator() is None
+
+
+def test_a_scope_that_the_garbage_collector_has_taken_apart() -> None:
+    """While a cycle is cleared, a weak reference's callback finds what is in it."""
+
+    class Mine(fa.Scratch):
+        pass
+
+    found = []
+
+    def callback(_: object) -> None:
+        for thing in gc.get_objects():
+            if isinstance(thing, ArenaScope | fa.using_allocator):
+                found.append(type(thing))
+                for name, arguments in (("__repr__", ()), ("__enter__", ()), ("__exit__", (None, None, None))):
+                    with contextlib.suppress(AttributeError, fa.FastallocError):
+                        getattr(thing, name)(*arguments)
+
+    def cycle(make: Callable[[Mine], object]) -> weakref.ref[object]:
+        arena, array = Mine("64KiB"), np.zeros(3)
+        kept = [make(arena), array]
+        kept.append(kept)
+        arena.kept = kept  # type: ignore[attr-defined]
+        return weakref.ref(array, callback)
+
+    for make in (Mine.scope, fa.using_allocator):
+        reference = cycle(make)
+        gc.collect()
+        assert reference() is None
+    assert found == [ArenaScope, fa.using_allocator]
 
 
 def test_a_generator_that_is_suspended_inside(allocator: Allocator) -> None:

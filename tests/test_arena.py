@@ -5,6 +5,7 @@ import gc
 import threading
 import warnings
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import fastalloc as fa
+from fastalloc import _binding
 from fastalloc.arena import Mark
 
 # ---- creation --------------------------------------------------------------------------------------------------------
@@ -114,6 +116,13 @@ def test_an_arena_is_made_once() -> None:
     with pytest.raises(fa.ArgumentError, match="made already"):
         arena.__init__("1MiB")  # type: ignore[misc]
     assert arena.owns(array)
+    arena.close()
+    with pytest.raises(fa.ArgumentError, match="made already"):
+        arena.__init__("1MiB")  # type: ignore[misc]
+    with fa.Arenas("64KiB", "64KiB", "64KiB") as arenas:
+        with pytest.raises(fa.ArgumentError, match="made already"):
+            arenas.__init__("64KiB", "64KiB", "64KiB")  # type: ignore[misc]
+        assert not arenas.witness.closed
 
 
 def test_an_arena_that_was_never_made() -> None:
@@ -123,8 +132,11 @@ def test_an_arena_that_was_never_made() -> None:
     for use in (lambda: arena.alloc(1), arena.reset, arena.stats, lambda: arena.zeros(1), arena.scope, arena.mark):
         with pytest.raises(fa.ClosedError, match="never opened"):
             use()
-    with pytest.raises(fa.ClosedError), fa.using_allocator(arena):
-        pass
+    for scope in (fa.using_allocator(arena), arena.track(), arena.unsealed()):
+        with pytest.raises(fa.ClosedError, match="never opened"), scope:
+            pass
+    assert arena.alignment == 0
+    arena.close()
 
 
 def test_alignment_of_the_arena() -> None:
@@ -282,6 +294,24 @@ def test_retired_memory_goes_with_its_last_array(arena: fa.Arena) -> None:
     assert heap() is not None
     del view
     assert heap() is None
+
+
+def test_retire_does_not_open_what_another_thread_has_closed(arena: fa.Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = _binding.create_arena
+
+    def create_slowly(*arguments: Any) -> _binding.Heap:
+        heap = create(*arguments)
+        closing = threading.Thread(target=arena.close)
+        closing.start()
+        closing.join()
+        return heap
+
+    array = arena.full(10, 7.0)
+    monkeypatch.setattr(_binding, "create_arena", create_slowly)
+    with pytest.raises(fa.ClosedError):
+        arena.reset(retire=True)
+    assert arena.closed
+    assert array.sum() == (0 if arena.kind == "witness" else 70)
 
 
 def test_retire_that_fails_changes_nothing() -> None:

@@ -68,6 +68,20 @@ def test_install_is_idempotent_and_uninstall_too() -> None:
     """)
 
 
+def test_a_finalizer_that_uninstalls() -> None:
+    """What was installed before goes while install() is still at work."""
+    run("""
+        class Mine(fa.Polynomial):
+            def __del__(self):
+                fa.uninstall()
+        for what in (None, fa.Scratch("1MiB")):
+            fa.install(Mine("1MiB"))
+            installed = fa.install(what)
+            assert installed is what or isinstance(installed, fa.InstalledAllocator)
+            assert fa.get_allocator() is None
+    """)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -77,6 +91,8 @@ def test_install_is_idempotent_and_uninstall_too() -> None:
         ("decay=0", "ArgumentError", "decay: 0 is not between"),
         ("decay='1s'", "ArgumentTypeError", "decay: expected seconds or None"),
         ("huge_pages='hugetlb'", "ArgumentError", "huge_pages: 'hugetlb' is not one of 'off', 'transparent'"),
+        ("huge_pages=['off']", "ArgumentTypeError", "huge_pages: expected one of 'off', 'transparent', not list"),
+        ("huge_pages=None", "ArgumentTypeError", "huge_pages: expected 'off' or 'transparent', not None"),
         ("closed", "ClosedError", "is closed"),
     ],
 )

@@ -1,5 +1,6 @@
 """The manager from Python."""
 
+import functools
 import signal
 import threading
 import weakref
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import fastalloc as fa
+from fastalloc._binding import ArenaBase, ManagerBase
 
 
 def test_defaults() -> None:
@@ -47,6 +49,7 @@ def test_defaults() -> None:
         ({"cache_age": float("nan")}, fa.ArgumentError),
         ({"cache_age": float("inf")}, fa.ArgumentError),
         ({"cache_age": 1e9}, fa.ArgumentError),
+        ({"cache_age": 10**5000}, fa.ArgumentError),
         ({"cache_age": "10s"}, fa.ArgumentTypeError),
         ({"cache_age": True}, fa.ArgumentTypeError),
         ({"limit": 0}, fa.ArgumentError),
@@ -148,6 +151,62 @@ def test_realloc_refuses() -> None:
     with pytest.raises(fa.FreedBlockError):
         manager.realloc(block, 8)
     assert manager.live == 0
+
+
+def test_methods_of_the_other_kind() -> None:
+    """An arena is not taken for a manager, nor the other way round, whatever class brings the method."""
+
+    class ArenaToo(fa.Arena, ManagerBase):
+        pass
+
+    class ManagerToo(fa.Manager, ArenaBase):
+        pass
+
+    class Plain(fa.Manager):
+        pass
+
+    both = ArenaToo("scratch", "1MiB")
+    block = both.malloc(10)
+    memoryview(block)[:] = b"0123456789"
+    assert both.realloc(block, 20) is block
+    assert bytes(block)[:10] == b"0123456789"
+    both.free(block)
+    assert (both.live, is_valid(both)) == (0, True)
+
+    with pytest.raises(TypeError, match="is not for"):
+        ManagerToo()
+    changed = Plain()
+    changed.__class__ = ManagerToo
+    with pytest.raises(TypeError, match="manager has no scopes"), changed.scope():  # type: ignore[attr-defined]
+        pass
+
+    arena, manager = fa.Arena("scratch", "1MiB"), fa.Manager()
+    arrays = arena.zeros(100), manager.zeros(100)
+    calls = [
+        *(functools.partial(getattr(fa.Arena, name), manager) for name in ("mark", "reset", "wipe", "trim", "seal")),
+        *(functools.partial(fa.Arena.__dict__[name].fget, manager) for name in ("used", "live", "peak", "protection")),
+        lambda: fa.Arena.owns(manager, 5),  # type: ignore[arg-type]
+        lambda: fa.Manager.owns(arena, 5),  # type: ignore[arg-type]
+        lambda: fa.Manager.trim(arena),  # type: ignore[arg-type]
+        lambda: fa.Manager.check(arena),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(fa.ArgumentTypeError, match=r"manager is no arena|scratch arena is no manager"):
+            call()
+    assert is_valid(arena)
+    assert is_valid(manager)
+    assert not any(array.any() for array in arrays)
+
+
+def test_a_manager_that_was_never_made() -> None:
+    manager = fa.Manager.__new__(fa.Manager)
+    assert (manager.closed, manager.hardened, manager.limit, manager.name) == (True, False, None, None)
+    manager.close()
+    for use in (lambda: manager.malloc(1), manager.stats, manager.trim, lambda: manager.zeros(1), manager.check):
+        with pytest.raises(fa.ClosedError, match="never opened"):
+            use()
+    with pytest.raises(fa.ClosedError, match="never opened"), manager.track():
+        pass
 
 
 def test_foreign_blocks() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import scans_memory
+from conftest import run_python, scans_memory
 
 import fastalloc as fa
 from fastalloc import _binding
@@ -179,6 +179,41 @@ def test_bad_patterns(pattern: object, error: type[Exception], message: str) -> 
     with pytest.raises(error, match=message) as caught:
         fa.find_residue(pattern)
     assert "xxxxxx" not in str(caught.value)
+
+
+def test_an_int_that_lies_about_its_length() -> None:
+    """Digits are read where CPython keeps them: no more than there are."""
+
+    class Liar(int):
+        def bit_length(self) -> int:
+            return 32_000
+
+    number = Liar(int.from_bytes(os.urandom(32)) | 1 << 255)
+    assert all(residue.length <= 36 for residue in fa.find_residue(number))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a platform without fork")
+def test_a_search_of_another_thread_does_not_reach_a_forked_child() -> None:
+    ran = run_python("""
+import os, signal, threading
+import fastalloc as fa
+from fastalloc import residue
+held, done = threading.Event(), threading.Event()
+def search():
+    with residue._one_at_a_time:  # as in the middle of find_residue()
+        held.set()
+        done.wait()
+threading.Thread(target=search).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    os._exit(len(fa.find_residue(os.urandom(32))))
+status = os.waitpid(child, 0)[1]
+done.set()
+assert status == 0, status
+""")
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_two_threads_search_at_once() -> None:

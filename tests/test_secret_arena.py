@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -234,6 +235,23 @@ def test_wipe_and_close_go_through_a_seal(arena: fa.Arena) -> None:
         array[:] = 7
     arena.close()
     assert array.any() == (arena.kind != "witness")
+
+
+@pytest.mark.parametrize("how", ["none", "read"])
+def test_a_block_is_wiped_through_a_seal(arena: fa.Arena, how: Literal["none", "read"]) -> None:
+    for size in (100, 300_000):
+        block = arena.alloc(size)
+        memoryview(block)[:] = b"x" * size
+        arena.seal(how)
+        block.wipe()
+        assert arena.sealed == how
+        with arena.unsealed():
+            assert bytes(block) == bytes(size)
+        arena.unseal()
+    memoryview(block)[:] = b"x" * size
+    arena.close()
+    block.wipe()
+    assert bytes(block) == bytes(size)
 
 
 def test_unsealed_nests_and_survives_exceptions(arena: fa.Arena) -> None:

@@ -158,9 +158,13 @@ def test_a_track_is_used_once() -> None:
     track = fa.Scratch("1MiB").track()
     assert repr(track) == "<fastalloc.Track, not begun>"
     with pytest.raises(fa.ScopeError):
+        track.__exit__(None, None, None)
+    with pytest.raises(fa.ScopeError):
         track.allocated  # noqa: B018
     with track:
         pass
+    with pytest.raises(fa.ScopeError):
+        track.__exit__(None, None, None)
     with pytest.raises(fa.ScopeError), track:
         pass
 

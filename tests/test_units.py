@@ -2,6 +2,7 @@
 
 import contextlib
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,7 +59,9 @@ def test_out_of_range(value: int) -> None:
         parse_size(value)
 
 
-@pytest.mark.parametrize("value", [True, False, 1.0, float("nan"), None, b"64MiB", [64], object()])
+@pytest.mark.parametrize(
+    "value", [True, False, 1.0, float("nan"), None, b"64MiB", [64], object(), np.ones(2), np.array(1.5)]
+)
 def test_wrong_types(value: object) -> None:
     with pytest.raises(fa.ArgumentTypeError, match=r"^size: "):
         parse_size(value)  # type: ignore[arg-type]

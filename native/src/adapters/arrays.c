@@ -467,8 +467,12 @@ static PyObject *call_numpy(routed_object *routed, const row *of) {
 
 static PyObject *call_inside(fa_allocator *allocator, PyObject *capsule, routed_object *routed, const row *of) {
     fa_numpy_brief brief;
-    if (!capsule || fa_numpy_begin(&brief, capsule)) return NULL;
-    Py_INCREF(capsule);
+    if (!capsule) return NULL;
+    Py_INCREF(capsule); /* fa_numpy_begin may run the garbage collector, and so a finalizer that closes the allocator */
+    if (fa_numpy_begin(&brief, capsule)) {
+        Py_DECREF(capsule);
+        return NULL;
+    }
     PyObject *result = call_numpy(routed, of);
     if (FA_LIKELY(result != NULL)) {
         if (fa_numpy_end(&brief)) Py_CLEAR(result);
@@ -585,11 +589,14 @@ static PyObject *routed_call(PyObject *self, PyObject *args, PyObject *keywords)
         for (Py_ssize_t i = 0; i < count; i++) all[i] = PyTuple_GetItem(args, i);
         PyObject *name, *value;
         Py_ssize_t position = 0, i = 0;
+        bool texts = true; /* Python does not look at what __call__ is given as ** */
         for (; i < named && PyDict_Next(keywords, &position, &name, &value); i++) {
             all[count + i] = value;
             PyTuple_SetItem(names, i, Py_NewRef(name));
+            texts = texts && PyUnicode_Check(name);
         }
-        result = routed_vectorcall(self, all, (size_t)count, names);
+        if (texts) result = routed_vectorcall(self, all, (size_t)count, names);
+        else PyErr_SetString(PyExc_TypeError, "keywords must be strings");
     } else if (!PyErr_Occurred()) {
         PyErr_NoMemory();
     }

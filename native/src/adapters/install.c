@@ -353,10 +353,11 @@ static PyObject *install(PyObject *Py_UNUSED(module), PyObject *args) {
     int failed;
     if (allocator == Py_None || allocator == fa_installed_allocator) {
         if (make_array_heap()) return NULL;
+        allocator = fa_installed_allocator;
         fa_array_heap_configure(array_heap, (size_t)cache_limit, decay, huge_pages);
         watch.decay = decay;
         if (fa_array_heap_has_spare(array_heap)) watch_begin();
-        failed = point_at(&on, fa_installed_allocator);
+        failed = point_at(&on, allocator);
     } else if (PyObject_TypeCheck(allocator, fa_allocator_type)) {
         fa_heap *heap = fa_allocator_heap((fa_allocator *)allocator);
         failed = !heap || use_route(heap) || point_at(&routed, allocator);
@@ -367,7 +368,7 @@ static PyObject *install(PyObject *Py_UNUSED(module), PyObject *args) {
     }
     if (failed) return NULL;
     drop_routes();
-    return Py_NewRef(fa_installed);
+    return Py_NewRef(allocator); /* not fa_installed: a finalizer of what was installed before may have changed that */
 }
 
 static PyObject *uninstall(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {

@@ -453,18 +453,22 @@ FA_COLD static int leave_out_of_order(PyObject *target, const char *label, PyObj
         if (!own->lasting && is_for(own, target)) {
             PyObject *outer = Py_NewRef(own->outer);
             Py_INCREF(link);
+            Py_XINCREF(intruder); /* which may be let go of below, and is named after that */
             int failed;
             if (!intruder) failed = leave_lasting(current, link, outer);
             else failed = rebuild(current, link, outer, NULL, NULL);
             if (!failed) handler_leave(own);
+            if (!failed && intruder) {
+                PyErr_Format(fa_ScopeError,
+                             "the scope of %s ended inside the scope of %s: scopes must be left in the reverse order. The "
+                             "scope of %s stays, as if the other had never been there",
+                             label, handler_label(intruder), handler_label(intruder));
+                failed = -1;
+            }
+            Py_XDECREF(intruder);
             Py_DECREF(link);
             Py_DECREF(outer);
-            if (failed || !intruder) return failed;
-            PyErr_Format(fa_ScopeError,
-                         "the scope of %s ended inside the scope of %s: scopes must be left in the reverse order. The scope "
-                         "of %s stays, as if the other had never been there",
-                         label, handler_label(intruder), handler_label(intruder));
-            return -1;
+            return failed;
         }
         if (!own->lasting && !intruder) intruder = link;
         link = own->outer;
@@ -609,14 +613,10 @@ static int using_traverse(PyObject *self, visitproc visit, void *arg) {
     return 0;
 }
 
-static int using_clear(PyObject *self) {
-    Py_CLEAR(((using_object *)self)->target);
-    return 0;
-}
-
+/* No tp_clear: a cycle goes through what Python code has put into an Arena, and is broken there. */
 static void using_dealloc(PyObject *self) {
     PyObject_GC_UnTrack(self);
-    using_clear(self);
+    Py_XDECREF(((using_object *)self)->target);
     fa_python_free(self);
 }
 
@@ -647,7 +647,6 @@ static PyType_Slot using_slots[] = {
     {Py_tp_new, FA_SLOT(using_new)},
     {Py_tp_dealloc, FA_SLOT(using_dealloc)},
     {Py_tp_traverse, FA_SLOT(using_traverse)},
-    {Py_tp_clear, FA_SLOT(using_clear)},
     {Py_tp_repr, FA_SLOT(using_repr)},
     {Py_tp_methods, using_methods},
     {Py_tp_members, using_members},

@@ -116,9 +116,14 @@ static PyObject *allocator_adopt(PyObject *self, PyObject *heap_object) {
         PyErr_Format(PyExc_TypeError, "%s is not for %R", heap->label, (PyObject *)Py_TYPE(self));
         return NULL;
     }
-    fa_heap *old = allocator->heap;
-    PyObject *reference = PyWeakref_NewRef(self, NULL);
+    PyObject *reference = PyWeakref_NewRef(self, NULL); /* may run the garbage collector, and so anything */
     if (!reference) return NULL;
+    /* One that succeeds another is refused if that was closed meanwhile: it must not open again. */
+    if (heap->lineage != heap->serial && !fa_allocator_heap(allocator)) {
+        Py_DECREF(reference);
+        return NULL;
+    }
+    fa_heap *old = allocator->heap;
     fa_replace(&heap->allocator, reference);
     Py_INCREF(FA_OBJECT(heap));
     allocator->heap = heap;
@@ -375,15 +380,11 @@ static void scope_leave_silently(arena_scope_object *scope) {
     Py_DECREF(FA_OBJECT(heap));
 }
 
-static int scope_clear(PyObject *self) {
-    scope_leave_silently((arena_scope_object *)self);
-    Py_CLEAR(((arena_scope_object *)self)->arena);
-    return 0;
-}
-
+/* No tp_clear: a cycle goes through what Python code has put into an Arena, and is broken there. */
 static void scope_dealloc(PyObject *self) {
     PyObject_GC_UnTrack(self);
-    scope_clear(self);
+    scope_leave_silently((arena_scope_object *)self);
+    Py_DECREF(FA_OBJECT(((arena_scope_object *)self)->arena));
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_Del(self);
     Py_DECREF(FA_OBJECT(type));
@@ -398,6 +399,7 @@ static PyObject *scope_enter(PyObject *self, PyObject *Py_UNUSED(unused)) {
     }
     fa_heap *heap = fa_allocator_heap(scope->arena);
     if (!heap) return NULL;
+    if (!heap->arena) return PyErr_Format(PyExc_TypeError, "%s has no scopes", heap->label); /* a class of both kinds */
     Py_INCREF(FA_OBJECT(heap));
     scope->mark = fa_arena_scope_enter(heap->arena);
     if (scope->mark.serial == 0) {
@@ -446,8 +448,8 @@ static PyObject *scope_exit(PyObject *self, PyObject *const *args, Py_ssize_t co
 
 static PyObject *scope_repr(PyObject *self) {
     const arena_scope_object *scope = (const arena_scope_object *)self;
-    return PyUnicode_FromFormat("<scope of %s, %s%s>", scope->arena ? scope->arena->label : "nothing",
-                                scope->heap ? "open" : "not open", scope->strict ? ", strict" : "");
+    return PyUnicode_FromFormat("<scope of %s, %s%s>", scope->arena->label, scope->heap ? "open" : "not open",
+                                scope->strict ? ", strict" : "");
 }
 
 static PyMethodDef scope_methods[] = {{"__enter__", scope_enter, METH_NOARGS, NULL},
@@ -457,7 +459,6 @@ static PyMethodDef scope_methods[] = {{"__enter__", scope_enter, METH_NOARGS, NU
 
 static PyType_Slot scope_slots[] = {{Py_tp_dealloc, FA_SLOT(scope_dealloc)},
                                     {Py_tp_traverse, FA_SLOT(scope_traverse)},
-                                    {Py_tp_clear, FA_SLOT(scope_clear)},
                                     {Py_tp_repr, FA_SLOT(scope_repr)},
                                     {Py_tp_methods, scope_methods},
                                     {Py_tp_doc, FA_DOC("What Arena.scope() returns.")},

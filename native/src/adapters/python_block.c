@@ -190,7 +190,8 @@ int fa_block_resize(fa_block *block, size_t size) {
         fa_heap_refused(heap, size, memory->alignment, FA_ERR_STALE);
         return -1;
     }
-    if (!memory_is_only_ours(memory)) return resize_by_copy(block, size);
+    /* Of an arena: by a class of both kinds. */
+    if (heap->arena || !memory_is_only_ours(memory)) return resize_by_copy(block, size);
     /* A size of 0 would free the block. */
     fa_status status = FA_OK;
     size_t alignment = memory->alignment ? memory->alignment : FA_MIN_ALIGNMENT;
@@ -243,22 +244,33 @@ static PyObject *block_free_method(PyObject *self, PyObject *Py_UNUSED(unused)) 
     Py_RETURN_NONE;
 }
 
+/* Through a seal. A closed arena has none. */
+static fa_status wipe(fa_memory *memory) {
+    fa_arena *arena = memory->heap->arena;
+    fa_status status = arena ? fa_arena_unsealed_begin(arena) : FA_ERR_STALE;
+    if (status != FA_OK && status != FA_ERR_STALE) return status;
+    fa_secure_zero(memory->address, memory->size);
+    return status == FA_OK ? fa_arena_unsealed_end(arena) : FA_OK;
+}
+
 static PyObject *block_wipe(PyObject *self, PyObject *Py_UNUSED(unused)) {
     fa_block *block = (fa_block *)self;
     if (check_not_freed(block)) return NULL;
     fa_memory *memory = block->memory;
+    fa_status status;
     if (memory->size < FA_LONG_WORK) {
-        fa_secure_zero(memory->address, memory->size);
+        status = wipe(memory);
     } else {
         memory->exports++; /* nobody frees or moves it meanwhile */
         Py_INCREF(FA_OBJECT(memory));
         Py_BEGIN_ALLOW_THREADS
-        fa_secure_zero(memory->address, memory->size);
+        status = wipe(memory);
         Py_END_ALLOW_THREADS
         memory->exports--;
         Py_DECREF(FA_OBJECT(memory));
     }
-    Py_RETURN_NONE;
+    if (status == FA_OK) Py_RETURN_NONE;
+    return PyErr_Format(fa_OutOfMemoryError, "wipe: the system refuses to open the block's arena, or to seal it again");
 }
 
 static PyObject *block_enter(PyObject *self, PyObject *Py_UNUSED(unused)) {
@@ -382,7 +394,9 @@ static PyMethodDef block_methods[] = {
      "Raises\n------\nInUseError\n    While buffers of the block are held; nothing is changed.\n"
      "FreedBlockError\n    If the block has been freed before."},
     {"wipe", block_wipe, METH_NOARGS,
-     "wipe($self)\n--\n\nOverwrite every byte with zero. Buffers of the block read zeros from then on."},
+     "wipe($self)\n--\n\nOverwrite every byte with zero, through a seal, too. Buffers of the block read zeros from then on.\n\n"
+     "Raises\n------\nFreedBlockError\n    If the block has been freed.\n"
+     "OutOfMemoryError\n    If the arena is sealed, and the system refuses to open or to seal it again."},
     {"array", FA_METHOD(block_array), METH_VARARGS | METH_KEYWORDS,
      "array($self, dtype='uint8', shape=None)\n--\n\nA writable NumPy array over the bytes, without a copy.\n\n"
      "Parameters\n----------\ndtype : dtype_like\n    Any that holds no Python objects.\n"

@@ -222,9 +222,18 @@ void fa_heap_refused(fa_heap *heap, size_t size, size_t alignment, fa_status sta
 
 /* ---- the type --------------------------------------------------------------------------------------------------- */
 
-static PyObject *heap_get_address(PyObject *self, void *Py_UNUSED(closure)) {
-    fa_heap *heap = (fa_heap *)self;
-    return PyLong_FromVoidPtr(heap->arena ? (void *)heap->arena : (void *)heap->manager);
+static PyObject *address_or_error(fa_heap *heap, void *address, const char *kind) {
+    if (address) return PyLong_FromVoidPtr(address);
+    PyErr_Format(fa_ArgumentTypeError, "%s is no %s", heap->label, kind);
+    return NULL;
+}
+
+static PyObject *heap_get_arena(PyObject *self, void *Py_UNUSED(closure)) {
+    return address_or_error((fa_heap *)self, ((fa_heap *)self)->arena, "arena");
+}
+
+static PyObject *heap_get_manager(PyObject *self, void *Py_UNUSED(closure)) {
+    return address_or_error((fa_heap *)self, ((fa_heap *)self)->manager, "manager");
 }
 
 static PyObject *heap_get_closed(PyObject *self, void *Py_UNUSED(closure)) {
@@ -237,7 +246,8 @@ static PyObject *heap_repr(PyObject *self) {
 }
 
 static PyGetSetDef heap_getset[] = {
-    {"address", heap_get_address, NULL, "of the fa_arena or fa_manager: for `lib`, while the Heap is referenced", NULL},
+    {"arena", heap_get_arena, NULL, "address of the fa_arena: for `lib`, while the Heap is referenced", NULL},
+    {"manager", heap_get_manager, NULL, "likewise of the fa_manager; ArgumentTypeError if it is the other", NULL},
     {"closed", heap_get_closed, NULL, "whether new allocations are refused", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
