@@ -7,9 +7,9 @@ SOURCES := $(shell find native/include native/src native/cmake native/CMakeLists
 # pip, pytest and the rest come from the environment; so do cmake and ninja, which a fresh machine does not have.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all test-numpy test-programs test-valgrind bench bench-global bench-native bench-numpy count-native check \
-    wheel amalgamation test-amalgamation test-examples cross test-cross \
-    test-wheels test-sdist residue-table soak clean
+.PHONY: demo test check wheel amalgamation cross clean \
+    test-all test-tools test-numpy test-scipy test-programs test-valgrind test-amalgamation test-examples test-cross test-wheels \
+    test-sdist test-long prove fuzz coverage soak bench bench-native bench-numpy bench-global count-native residue-table
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -29,7 +29,6 @@ test-numpy: $(VENV)/.test
 	tests/suites numpy
 	tests/suites numpy-oldest
 
-.PHONY: test-scipy
 test-scipy: $(VENV)/.test
 	tests/suites scipy
 	tests/suites pandas
@@ -88,7 +87,6 @@ test-sdist: $(VENV)/.dev
 	nox --session sdist
 
 # What some tests of make test use if it is there.
-.PHONY: test-tools
 test-tools:
 	tests/needs g++ gdb pkg-config binutils
 
@@ -152,12 +150,10 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.bench $(VENV)/.cross $(VENV)/.
 
 # ---- proofs, fuzzing, coverage: docs/verification.md ---------------------------------------------------------------------
 
-.PHONY: prove fuzz coverage test-long
-
 # Proofs of the address arithmetic and models of what is lock-free.
 prove: $(VENV)/.prove
 	tests/needs spin
-	if command -v spin; then python native/prove/models.py; else echo "make prove: models skipped, for spin is not installed"; fi
+	if command -v spin; then python native/prove/models.py; else echo "make prove: models skipped, spin is not installed"; fi
 	python native/prove/arithmetic.py
 
 # libFuzzer on each target; what the committed corpus finds is a part of make test (tests/test_fuzz.py).

@@ -22,7 +22,9 @@ LOGS = ROOT / "build" / "test-all"
 COUNTS = re.compile(r"^(?:=+ )?(\d+ (?:passed|failed|skipped|error|deselected|xfailed)\b.*) in [\d.]+s\b", re.MULTILINE)
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+\.py\b.*?)(?: - .*)?$", re.MULTILINE)
 STOPPED = re.compile(r"^make.*?: \*\*\* (.*)$", re.MULTILINE)
-ABSENT = re.compile(r"^(\S+ could not be installed): ", re.MULTILINE)  # of tests/needs
+ABSENT = re.compile(
+    r"^(\S+ could not be installed): |^make \S+: (.*skipped, .*)", re.MULTILINE
+)  # of tests/needs, goals
 TARGET = re.compile(r"^(\S+(?: \w+)?: (?:not )?built[;:].*)$", re.MULTILINE)  # of tests/cross.py
 
 
@@ -49,7 +51,7 @@ def summary(goal: str, status: int, seconds: float, output: str) -> str:
     if status:
         failed = FAILED.findall(output) or STOPPED.findall(output) or [f"exit status {status}"]
         line += f": {', '.join(dict.fromkeys(failed))}"
-    line = "; ".join([line, *dict.fromkeys(ABSENT.findall(output))])
+    line = "; ".join([line, *dict.fromkeys(map("".join, ABSENT.findall(output)))])
     return "\n    ".join([line, *TARGET.findall(output)])
 
 

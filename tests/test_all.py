@@ -21,6 +21,7 @@ test-cross:
 	@echo "========= 1 failed, 1 passed in 9.70s ========="
 	@false
 prove:
+	@echo "make prove: models skipped, spin is not installed"
 	@exit 3
 """
 ENDING = """\
@@ -29,7 +30,7 @@ test-valgrind: passed in 0 s; valgrind could not be installed
 test-cross: FAILED in 0 s (1 failed, 1 passed): tests/test_cross.py::test_target[wasm32-wasi node]
     x86_64-linux-musl: built; 15 programs ran here; 375 tests passed
     wasm32-wasi node: not built: ziglang is not installed
-prove: FAILED in 0 s: [Makefile:14: prove] Error 3
+prove: FAILED in 0 s: [Makefile:15: prove] Error 3; models skipped, spin is not installed
 no-such-goal: FAILED in 0 s: No rule to make target 'no-such-goal'.  Stop.
 """
 
