@@ -166,6 +166,14 @@ def test_array_dtypes(allocator: Allocator, dtype: object) -> None:
     assert array.ctypes.data == block.address
 
 
+def test_a_dtype_that_is_a_tuple(allocator: Allocator) -> None:
+    block = make_block(allocator, 96)
+    array = block.array(("<u4", (2,)))
+    assert (array.dtype, array.shape) == (np.dtype("<u4"), (12, 2))
+    with pytest.raises(TypeError):
+        block.array(())
+
+
 @pytest.mark.parametrize("shape", [24, (24,), (4, 6), (2, 3, 4), (0,), (0, 5), 3, ()])
 def test_array_shapes(allocator: Allocator, shape: tuple[int, ...]) -> None:
     block = make_block(allocator, 96)
@@ -234,6 +242,28 @@ def test_ndarray_over_the_block_itself(allocator: Allocator) -> None:
         memoryview(other)[:] = b"\xff" * 64
     assert array.tolist() == [1] * 8
     del others, other, array, block
+    assert allocator.live == 0
+
+
+@pytest.mark.parametrize("shape", [None, (2, 4)])
+def test_nobody_takes_the_memory_from_an_array_of_a_block(allocator: Allocator, shape: tuple[int, int] | None) -> None:
+    """Its base is no memoryview, which could be released while the array goes on."""
+    block = make_block(allocator, 64)
+    array = block.array(np.uint64, shape)
+    bases = []
+    while (base := array.base if not bases else getattr(bases[-1], "base", None)) is not None:
+        bases.append(base)
+    assert not any(hasattr(base, "release") for base in bases)
+    view = memoryview(bases[-1])
+    view.release()
+    with pytest.raises(fa.InUseError, match="1 buffer of it is still in use"):
+        block.free()
+    del view, bases, base
+    alone = array[1:]
+    del array
+    assert block.exports == 1
+    del alone
+    block.free()
     assert allocator.live == 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -368,6 +369,26 @@ def test_the_table_reaches_a_closed_standard_error() -> None:
     assert re.search(r"^ +allocated +[1-9]\d* +count: ", done.stderr, re.MULTILINE)
 
 
+def test_the_table_of_a_process_that_may_open_few_files() -> None:
+    done = run("sh", "-c", "ulimit -n 20; exec /bin/true", STATS="1")
+    assert re.search(r"^fastalloc: process \d+$", done.stderr, re.MULTILINE)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or platform.machine() != "x86_64", reason="a name of old glibc's")
+def test_a_program_of_before_glibc_2_26(tmp_path: Path) -> None:
+    source = r"""
+        #include <stdlib.h>
+        __asm__(".symver old_free, cfree@GLIBC_2.2.5");
+        extern void old_free(void *);
+        int main(void) {
+            for (size_t size = 1; size < 5000000; size *= 3) old_free(malloc(size));
+            return 0;
+        }
+    """
+    report = reported(tmp_path / "report", compiled(tmp_path / "program.c", source, "-w"))
+    assert report["freed"] >= 15
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -418,7 +439,7 @@ def test_what_is_exported_is_known() -> None:
     assert c == {
         "malloc", "free", "calloc", "realloc", "reallocarray", "free_sized", "free_aligned_sized", "posix_memalign",
         "aligned_alloc", "memalign", "valloc", "pvalloc", "malloc_usable_size", "malloc_trim", "mallopt", "mallinfo",
-        "mallinfo2", "malloc_info", "malloc_stats", "fastalloc_malloc_stats",
+        "mallinfo2", "malloc_info", "malloc_stats", "cfree", "fastalloc_malloc_stats",
     }  # fmt: skip
     operators = names - c
     assert len([name for name in operators if name.startswith(("_Znw", "_Zna"))]) == 8

@@ -99,6 +99,10 @@ EXPORT int mallopt(int parameter, int value);
 EXPORT int malloc_info(int options, FILE *stream);
 EXPORT void malloc_stats(void);
 EXPORT void *pvalloc(size_t size);
+EXPORT void cfree(void *block);
+
+/* glibc has it for programs linked before 2.26: it would be given our blocks. */
+EXPORT void cfree(void *block) { fa_global_free(block); }
 
 EXPORT void *reallocarray(void *block, size_t count, size_t size) {
     size_t bytes;
@@ -541,7 +545,10 @@ FA_COLD static void read_settings(fa_global_options *options) {
     if (report != NULL && report[0] == '\0') report = NULL;
     if (report != NULL && strlen(report) < sizeof report_name) at_exit.report = strcpy(report_name, report);
     else if (report != NULL) complain("FASTALLOC_REPORT", report, "expected the name of a file");
-    if (flag_setting("FASTALLOC_STATS")) at_exit.table = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 100);
+    if (flag_setting("FASTALLOC_STATS")) {
+        at_exit.table = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 100); /* out of the way of what a program counts on */
+        if (at_exit.table < 0) at_exit.table = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0); /* so many may not be open */
+    }
     at_exit.wanted = at_exit.table >= 0 || at_exit.report != NULL || options->hardened;
     if (at_exit.wanted) at_exit.process = getpid();
 }

@@ -6,7 +6,10 @@
  * Block.free() only lets go of it, and whoever was not counted (NumPy takes the address of a memoryview and keeps just a
  * reference to what is below it) still has it.
  *
- * One consumer does not even do that: np.ndarray(shape, dtype, buffer=block) asks the Block for a buffer, releases it,
+ * Block.array() gives its array a loan of the Memory to hold: it counts as a buffer until it dies, and unlike a memoryview,
+ * whose release() anybody can call who finds it as the `base` of an array, it cannot be taken from the array.
+ *
+ * One consumer does not even hold the Memory: np.ndarray(shape, dtype, buffer=block) asks the Block for a buffer, releases it,
  * goes on to use the address and keeps a reference to the Block. It is known by the flags it asks with; from then
  * on the Block keeps its Memory for as long as it exists itself, freed or not.
  */
@@ -22,7 +25,8 @@ typedef struct fa_memory {
     void *address;
     size_t size;
     size_t alignment;   /* as asked for */
-    Py_ssize_t exports; /* buffers that are held now */
+    Py_ssize_t exports; /* buffers and loans that are held now */
+    struct fa_memory *lender; /* of a loan: whose allocation it is; or null */
 } fa_memory;
 
 struct fa_block {
@@ -40,7 +44,10 @@ static PyTypeObject *block_type;
 
 static void memory_dealloc(PyObject *self) {
     fa_memory *memory = (fa_memory *)self;
-    if (memory->address) {
+    if (memory->lender) {
+        memory->lender->exports--;
+        Py_DECREF(FA_OBJECT(memory->lender));
+    } else if (memory->address) {
         if (memory->heap->arena) fa_arena_free(memory->heap->arena, memory->address, memory->size);
         else fa_free(memory->heap->manager, memory->address);
     }
@@ -70,6 +77,7 @@ static fa_memory *memory_new(fa_heap *heap, size_t size, size_t alignment, bool 
     memory->size = size;
     memory->alignment = alignment;
     memory->exports = 0;
+    memory->lender = NULL;
     fa_status status;
     void *address = NULL;
     if (zeroed && size >= FA_LONG_WORK) {
@@ -86,6 +94,19 @@ static fa_memory *memory_new(fa_heap *heap, size_t size, size_t alignment, bool 
         return NULL;
     }
     return memory;
+}
+
+static fa_memory *memory_lend(fa_memory *memory) {
+    fa_memory *loan = PyObject_New(fa_memory, memory_type);
+    if (!loan) return NULL;
+    loan->heap = (fa_heap *)Py_NewRef(FA_OBJECT(memory->heap));
+    loan->address = memory->address;
+    loan->size = memory->size;
+    loan->alignment = memory->alignment;
+    loan->exports = 0;
+    loan->lender = (fa_memory *)Py_NewRef(FA_OBJECT(memory));
+    memory->exports++;
+    return loan;
 }
 
 static int memory_getbuffer(PyObject *self, Py_buffer *view, int flags) {
@@ -290,57 +311,40 @@ static PyObject *block_exit(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* array(dtype=uint8, shape=None): through np.frombuffer, which holds a memoryview and so is counted. */
-static PyObject *block_array(PyObject *self, PyObject *args, PyObject *keywords) {
-    static const char *names[] = {"dtype", "shape", NULL};
-    fa_block *block = (fa_block *)self;
-    PyObject *dtype_like = NULL, *shape = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "|OO:array", (char **)names, &dtype_like, &shape)) return NULL;
-    PyObject *result = NULL, *dtype = NULL, *array = NULL, *kwargs = NULL, *positional = NULL, *frombuffer = NULL;
-    PyObject *numpy = PyImport_ImportModule("numpy");
-    if (!numpy) return NULL;
-    if (check_not_freed(block)) goto done;
-    size_t size = block->memory->size; /* a dtype may be anything and run any code: frombuffer asks again */
-    dtype = dtype_like ? PyObject_CallMethod(numpy, "dtype", "O", dtype_like)
-                       : PyObject_CallMethod(numpy, "dtype", "s", "uint8");
-    if (!dtype) goto done;
-
+/* The bytes of an item of a dtype that may lie in raw memory; 0 with the exception set. */
+static size_t item_size(PyObject *dtype) {
     PyObject *has_object = PyObject_GetAttrString(dtype, "hasobject");
-    if (!has_object) goto done;
+    if (!has_object) return 0;
     bool refused = has_object == Py_True;
     Py_DECREF(has_object);
     if (refused) {
         PyErr_Format(fa_ArgumentError, "dtype: %R holds Python objects, which cannot live in raw memory", dtype);
-        goto done;
+        return 0;
     }
-    PyObject *item_size = PyObject_GetAttrString(dtype, "itemsize");
-    if (!item_size) goto done;
-    size_t item = PyLong_AsSize_t(item_size);
-    Py_DECREF(item_size);
-    if (item == (size_t)-1 && PyErr_Occurred()) goto done;
-    if (item == 0 || (shape == Py_None && size % item != 0)) {
-        PyErr_Format(fa_ArgumentError, "dtype: a block of %zu bytes is not a whole number of %R", size, dtype);
-        goto done;
-    }
-    Py_ssize_t count = (Py_ssize_t)(size / item);
+    PyObject *size_object = PyObject_GetAttrString(dtype, "itemsize");
+    if (!size_object) return 0;
+    size_t size = PyLong_AsSize_t(size_object);
+    Py_DECREF(size_object);
+    if (size == (size_t)-1 && PyErr_Occurred()) return 0;
+    if (size == 0) PyErr_Format(fa_ArgumentError, "dtype: an item of %R has no bytes", dtype);
+    return size;
+}
 
-    frombuffer = PyObject_GetAttrString(numpy, "frombuffer");
-    positional = Py_BuildValue("(OOn)", self, dtype, count);
-    if (!frombuffer || !positional) goto done;
-    if (count == 0) array = PyObject_CallMethod(numpy, "empty", "nO", (Py_ssize_t)0, dtype);
-    else array = PyObject_Call(frombuffer, positional, NULL);
-    if (!array || shape == Py_None) {
-        result = Py_XNewRef(array);
-        goto done;
+/* ndarray(shape, dtype, buffer=a loan of the block) checks that the shape fits, and keeps the loan. */
+static PyObject *array_of(fa_block *block, PyObject *ndarray, PyObject *dtype, PyObject *shape) {
+    size_t item = item_size(dtype);
+    if (item == 0 || check_not_freed(block)) return NULL; /* a dtype may be anything and run any code */
+    size_t size = block->memory->size;
+    if (!shape && size % item != 0) {
+        PyErr_Format(fa_ArgumentError, "dtype: a block of %zu bytes is not a whole number of %R", size, dtype);
+        return NULL;
     }
-    /* ndarray(shape, dtype, buffer=array) checks that the shape fits, and has `array`, which is counted, as its base. */
-    kwargs = Py_BuildValue("{s:O,s:O,s:O}", "shape", shape, "dtype", dtype, "buffer", array);
-    Py_DECREF(positional);
-    positional = PyTuple_New(0);
-    PyObject *ndarray = PyObject_GetAttrString(numpy, "ndarray");
-    if (kwargs && positional && ndarray) result = PyObject_Call(ndarray, positional, kwargs);
-    Py_XDECREF(ndarray);
-    if (!result && (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError))) {
+    fa_memory *loan = memory_lend(block->memory);
+    PyObject *positional = PyTuple_New(0), *named = NULL, *result = NULL;
+    if (loan && shape) named = Py_BuildValue("{s:O,s:O,s:O}", "shape", shape, "dtype", dtype, "buffer", loan);
+    else if (loan) named = Py_BuildValue("{s:n,s:O,s:O}", "shape", (Py_ssize_t)(size / item), "dtype", dtype, "buffer", loan);
+    if (positional && named) result = PyObject_Call(ndarray, positional, named);
+    if (!result && shape && (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError))) {
         PyObject *type, *value, *traceback;
         PyErr_Fetch(&type, &value, &traceback);
         PyErr_Format(fa_ArgumentError, "shape: %R of %R does not fit in a block of %zu bytes (%S)", shape, dtype, size,
@@ -349,11 +353,25 @@ static PyObject *block_array(PyObject *self, PyObject *args, PyObject *keywords)
         Py_XDECREF(value);
         Py_XDECREF(traceback);
     }
-done:
-    Py_XDECREF(frombuffer);
     Py_XDECREF(positional);
-    Py_XDECREF(kwargs);
-    Py_XDECREF(array);
+    Py_XDECREF(named);
+    Py_XDECREF(FA_OBJECT(loan));
+    return result;
+}
+
+/* array(dtype=uint8, shape=None) */
+static PyObject *block_array(PyObject *self, PyObject *args, PyObject *keywords) {
+    static const char *names[] = {"dtype", "shape", NULL};
+    PyObject *dtype_like = NULL, *shape = NULL, *result = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "|OO:array", (char **)names, &dtype_like, &shape)) return NULL;
+    if (shape == Py_None) shape = NULL;
+    PyObject *numpy = PyImport_ImportModule("numpy");
+    if (!numpy) return NULL;
+    PyObject *dtype = dtype_like ? PyObject_CallMethod(numpy, "dtype", "(O)", dtype_like)
+                                 : PyObject_CallMethod(numpy, "dtype", "s", "uint8");
+    PyObject *ndarray = dtype ? PyObject_GetAttrString(numpy, "ndarray") : NULL;
+    if (ndarray) result = array_of((fa_block *)self, ndarray, dtype, shape);
+    Py_XDECREF(ndarray);
     Py_XDECREF(dtype);
     Py_DECREF(numpy);
     return result;
@@ -423,7 +441,8 @@ static PyType_Slot block_slots[] = {
                 "it exist it cannot be freed. It cannot be pickled or copied: bytes(block) copies the contents.\n\n"
                 "All methods may be called from any thread.\n\n"
                 "Code that keeps an address and no reference is beyond any protection: ctypes pointers, an\n"
-                "__array_interface__ made by hand, and `array.data = block` of NumPy 1.")},
+                "__array_interface__ made by hand, `array.data = block` of NumPy 1, and a memoryview that an array of\n"
+                "np.frombuffer() has as its base, or ctypes in `_objects`, and that somebody releases by hand.")},
     {0, NULL}};
 
 static PyType_Spec block_spec = {"fastalloc.Block", (int)sizeof(fa_block), 0,
