@@ -72,6 +72,7 @@ def test_ten_lines_with_the_python_package(tmp_path: Path) -> None:
     done = run(["bash", "-ec", steps])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"zeroed before anybody else gets it, says fastalloc {fastalloc.__version__}\n"
+    assert b".gnu.lto_" not in Path(fastalloc.get_library()).with_name("libfastalloc.a").read_bytes()
 
 
 # ---- a process that waits while its memory is read -------------------------------------------------------------------

@@ -18,12 +18,13 @@ endforeach()
 
 # Link-time optimisation with gcc, for what users get: libraries, extension, and what is measured. Fat objects also link where it
 # is not used, as in the tests, of which each would compile the library anew. CMake's own switch makes objects that only
-# the same compiler can read, which is no way to install an archive.
+# the same compiler can read; fa_strip_installed takes out what is so of ours.
 add_library(fa_shipped INTERFACE)
 target_link_libraries(fa_shipped INTERFACE fa_flags)
 add_library(fa_checked INTERFACE)
 target_link_libraries(fa_checked INTERFACE fa_flags)
-if(CMAKE_C_COMPILER_ID STREQUAL "GNU" AND CMAKE_BUILD_TYPE STREQUAL "Release" AND NOT FA_SANITIZE AND NOT FA_ANALYZE)
+if(CMAKE_C_COMPILER_ID STREQUAL "GNU" AND CMAKE_BUILD_TYPE STREQUAL "Release" AND CMAKE_OBJCOPY
+   AND NOT FA_SANITIZE AND NOT FA_ANALYZE)
   check_c_compiler_flag("-flto=auto" FA_HAS_LTO) # gcc 10 and later
   if(FA_HAS_LTO)
     target_compile_options(fa_shipped INTERFACE $<$<COMPILE_LANGUAGE:C>:-flto=auto> $<$<COMPILE_LANGUAGE:C>:-ffat-lto-objects>)
@@ -31,6 +32,20 @@ if(CMAKE_C_COMPILER_ID STREQUAL "GNU" AND CMAKE_BUILD_TYPE STREQUAL "Release" AN
     target_link_options(fa_checked INTERFACE -fno-lto)
   endif()
 endif()
+
+# The archive that is installed has machine code only: any other version of gcc would stop at the bytecode, even where nobody
+# asks for it.
+function(fa_strip_installed directory)
+  if(FA_HAS_LTO)
+    install(CODE "
+      get_filename_component(directory [[${directory}]] ABSOLUTE BASE_DIR \"\${CMAKE_INSTALL_PREFIX}\")
+      execute_process(COMMAND [[${CMAKE_OBJCOPY}]] --wildcard --remove-section=.gnu.lto_* --remove-section=.gnu.debuglto_*
+                              \"\$ENV{DESTDIR}\${directory}/libfastalloc.a\" RESULT_VARIABLE failed)
+      if(failed)
+        message(FATAL_ERROR [[objcopy: ]] \${failed})
+      endif()")
+  endif()
+endfunction()
 
 if(FA_DEBUG)
   target_compile_definitions(fa_flags INTERFACE FA_DEBUG=1)

@@ -51,6 +51,7 @@ endif()
 # A wheel holds no symbolic links: two names for the shared library, not three copies.
 set_target_properties(fastalloc_shared PROPERTIES VERSION ${PROJECT_VERSION_MAJOR})
 install(TARGETS ${libraries} ARCHIVE DESTINATION fastalloc/lib LIBRARY DESTINATION fastalloc/lib)
+fa_strip_installed(fastalloc/lib)
 install(FILES include/fastalloc.h include/fastalloc32.h DESTINATION fastalloc/include)
 install(FILES ${root}/examples/stark.py DESTINATION fastalloc/examples)
 file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/__init__.py "\"\"\"Programs of the examples/ directory, importable.\"\"\"\n")
