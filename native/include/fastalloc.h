@@ -37,8 +37,8 @@
  *   - Every block is aligned to 16 bytes at least (8 on 32-bit targets).
  *   - Arenas may be used by many threads at once, except that destroy, and reset, rewind and wipe of an untracked arena,
  *     need the caller to know that nobody still uses the blocks. A manager belongs to one thread unless FA_LOCKED.
- *   - A forked child may go on with an arena that no other thread was inside of. Blocks of a witness arena read zero
- *     there; secret memory is not there before the child's first call for the arena, which renews locks and canaries too.
+ *   - A forked child may go on with an arena or a manager that no other thread was inside of. Blocks of a witness arena read
+ *     zero there; secret memory is not there before the child's first call for the arena, which renews locks and canaries too.
  *   - Corruption (a double free, a pointer that was never a block, a broken canary) is reported to `on_corruption` of
  *     the options; by default it writes one line to standard error with write(2) and aborts. A handler that returns makes
  *     the faulty call do nothing; a block with a broken canary is wiped and freed all the same.

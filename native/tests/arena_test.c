@@ -290,6 +290,26 @@ TEST(blocks_may_be_larger_than_32_bits_can_say) {
     fa_arena_destroy(arena);
 }
 
+TEST(a_scratch_arena_counts_what_32_bits_cannot_say) {
+    SKIP_IF(sizeof(size_t) < 8, "no size is larger");
+    SKIP_IF(UNDER_EMULATOR, "gigabytes of addresses");
+    SKIP_IF(!fa_os_platform()->lazy_commit, "gigabytes that would be charged");
+    const size_t huge = (size_t)5 * 1024 * MIB, part = 1024 * MIB;
+    fa_arena *arena = new_arena(FA_SCRATCH, 3 * huge);
+    const fa_mark mark = fa_arena_mark(arena);
+    void *block = fa_arena_alloc(arena, huge, 0);
+    fa_arena_free(arena, block, huge); /* its place is the thread's own now */
+    CHECK(fa_arena_alloc(arena, huge, 0) == block);
+    CHECK(arena_stats(arena).live == 1 && arena_stats(arena).requested == huge && arena_stats(arena).allocated == 2);
+    CHECK(fa_arena_realloc(arena, block, huge, 100, 0) == block && fa_arena_alloc(arena, huge, 0) != NULL);
+    CHECK(arena_stats(arena).live == 2 && arena_stats(arena).requested == huge + 100);
+    CHECK(fa_arena_rewind(arena, mark) == FA_OK);
+    for (size_t i = 0; i < 6; i++) CHECK(fa_arena_alloc(arena, part, 0) != NULL);
+    CHECK(arena_stats(arena).live == 6 && arena_stats(arena).requested == 6 * part);
+    CHECK(fa_arena_is_valid(arena));
+    fa_arena_destroy(arena);
+}
+
 TEST(a_full_arena_fails_and_goes_on) {
     FOR_EACH_KIND(kind) {
         fa_arena *arena = new_arena(kind, FOURTH_OF_A_MIB);
@@ -683,6 +703,31 @@ TEST(foreign_and_interior_pointers_are_reported_and_do_nothing) {
         CHECK(fa_arena_is_valid(arena) && fa_arena_is_valid(other));
         fa_arena_destroy(arena);
         fa_arena_destroy(other);
+    }
+}
+
+TEST(what_a_rewind_has_released_is_no_block_inside_a_new_one) {
+    static const fa_arena_kind kinds[] = {FA_POLYNOMIAL, FA_WITNESS};
+    for (size_t i = 0; i < 2; i++) {
+        corruption_note note = {0, ""};
+        fa_arena *arena = noting_arena(kinds[i], &note);
+        CHECK(fa_arena_alloc(arena, 64, 0) != NULL);
+        const fa_mark mark = fa_arena_mark(arena);
+        void *released[20];
+        for (size_t j = 0; j < 20; j++) {
+            if (j == 10) CHECK(fa_arena_mark(arena).serial != mark.serial);
+            released[j] = fa_arena_alloc(arena, 64, 0);
+        }
+        CHECK(fa_arena_rewind(arena, mark) == FA_OK);
+        unsigned char *block = fa_arena_alloc(arena, 4096, 0);
+        CHECK(block == released[0]);
+        for (size_t j = 1; j < 20; j++) {
+            CHECK(fa_arena_usable_size(arena, released[j]) == 0);
+            fa_arena_free(arena, released[j], 64);
+            CHECK(note.count == (int)j);
+        }
+        CHECK(arena_stats(arena).live == 2 && fa_arena_is_valid(arena));
+        fa_arena_destroy(arena);
     }
 }
 

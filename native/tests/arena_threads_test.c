@@ -313,4 +313,46 @@ TEST(a_wipe_zeroes_the_blocks_of_every_thread) {
     fa_arena_destroy(arena);
 }
 
+static atomic_bool is_done;
+static void *allocate_millions(void *argument) {
+    worker *self = argument;
+    for (size_t i = 0; i < (UNDER_VALGRIND ? 1000 : 8000000); i++)
+        if (fa_arena_alloc(self->team->arena, 16, 0) == NULL) self->errors++;
+    atomic_store(&is_done, true);
+    return NULL;
+}
+
+TEST(no_more_blocks_live_than_were_allocated) {
+    SKIP_IF(!HAS_THREADS, NO_THREADS);
+    fa_arena *arena = new_arena(FA_SCRATCH, 256 * MIB);
+    team one = {.arena = arena};
+    worker self = {&one, 0, 0};
+    pthread_t thread;
+    uint64_t wrong = 0;
+    CHECK(pthread_create(&thread, NULL, allocate_millions, &self) == 0);
+    while (!atomic_load(&is_done)) wrong += arena_stats(arena).freed != 0;
+    pthread_join(thread, NULL);
+    CHECK(self.errors == 0 && wrong == 0);
+    fa_arena_destroy(arena);
+}
+
+/* What a thread took back of a large block cannot go to the others when one of them is above it. */
+TEST(a_large_place_below_another_threads_chunk_is_counted) {
+    SKIP_IF(!HAS_THREADS, NO_THREADS);
+    SKIP_IF(sizeof(size_t) < 8 || UNDER_EMULATOR, "gigabytes of addresses");
+    SKIP_IF(!fa_os_platform()->lazy_commit, "gigabytes that would be charged");
+    const size_t huge = (size_t)5 * 1024 * MIB;
+    fa_arena *arena = new_arena(FA_SCRATCH, 2 * huge);
+    void *block = fa_arena_alloc(arena, huge, 0);
+    lone_worker other = {arena, NULL};
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, allocate_once, &other) == 0);
+    pthread_join(thread, NULL);
+    fa_arena_free(arena, block, huge);
+    CHECK(fa_arena_alloc(arena, 64, 0) == block && fa_arena_alloc(arena, huge - 64, 0) != NULL);
+    const fa_arena_stats stats = arena_stats(arena);
+    CHECK(stats.live == 3 && stats.requested == huge + 100 && stats.used < huge + 2 * MIB);
+    fa_arena_destroy(arena);
+}
+
 int main(int argc, char **argv) { return tap_main(argc, argv); }

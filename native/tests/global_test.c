@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <time.h>
 
 #include "child.h"
@@ -559,6 +560,33 @@ TEST(zero_on_free_leaves_nothing) {
     unsigned char *moved = got(fa_global_realloc(block, 100));
     CHECK(peek_nonzero(block, 60000) == 0 && moved[99] == 1);
     fa_global_free(moved);
+    fa_global_options_init(&options);
+    fa_global_configure(&options);
+    CHECK(fa_global_is_valid());
+}
+
+static atomic_int has_block, may_free;
+static void *free_when_told(void *argument) {
+    unsigned char *block = got(fa_global_alloc(100));
+    memset(block, 1, 100);
+    atomic_store(&has_block, 1);
+    while (atomic_load(&may_free) == 0) sched_yield();
+    fa_global_free(block);
+    CHECK(peek_nonzero(block, 100) == 0);
+    return argument;
+}
+
+TEST(zero_on_free_holds_for_threads_that_are_there_already) {
+    pthread_t thread;
+    fa_global_options options;
+    fa_global_options_init(&options);
+    options.zero_on_free = true;
+    begin();
+    CHECK(pthread_create(&thread, NULL, free_when_told, NULL) == 0);
+    while (atomic_load(&has_block) == 0) sched_yield();
+    fa_global_configure(&options);
+    atomic_store(&may_free, 1);
+    pthread_join(thread, NULL);
     fa_global_options_init(&options);
     fa_global_configure(&options);
     CHECK(fa_global_is_valid());

@@ -403,6 +403,27 @@ TEST(a_write_after_free_is_found_before_a_trim_hides_it) {
     fa_manager_destroy(manager);
 }
 
+/* The quarantine has given them back long since, and some of their slabs wait for nothing but the blocks of a magazine. */
+TEST(a_write_after_free_is_found_in_a_slab_that_the_trim_itself_empties) {
+    SKIP_IF(!can(try_decommit), NO_DECOMMIT);
+    corruption_note note = {0, ""};
+    fa_manager *manager = hardened_with(0, &note);
+    enum { COUNT = 64, OTHERS = 2500 };
+    for (int victim = 0; victim < COUNT; victim += UNDER_VALGRIND ? 16 : 1) {
+        unsigned char *blocks[COUNT];
+        for (size_t i = 0; i < COUNT; i++) blocks[i] = fa_malloc(manager, 8000);
+        for (size_t i = 0; i < COUNT; i++) fa_free(manager, blocks[i]);
+        for (size_t i = 0; i < OTHERS; i++) fa_free(manager, fa_malloc(manager, 1));
+        note.count = 0;
+        blocks[victim][7] = 1;
+        CHECK(fa_manager_trim(manager, 0) == FA_OK);
+        if (note.count == 0) CHECK(fa_manager_check(manager) == FA_ERR_CORRUPT);
+        CHECK(note.count == 1);
+        blocks[victim][7] = 0;
+    }
+    fa_manager_destroy(manager);
+}
+
 /* ---- reuse ----------------------------------------------------------------------------------------------------------- */
 
 TEST(a_freed_slot_rests_for_128_frees_at_least) {

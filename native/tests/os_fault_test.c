@@ -7,6 +7,7 @@
 #include "faulty_os.h"
 #include "heap/arena.h"
 #include "heap/manager.h"
+#include "mem/region.h"
 
 /* ---- arenas ------------------------------------------------------------------------------------------------------ */
 
@@ -213,6 +214,36 @@ TEST(secret_memory_that_is_required_survives_every_fault) {
     SKIP_IF(!has_secret_memory(), "no memfd_secret");
     run_with_every_fault(required_secret_scenario, true);
     run_with_every_fault(required_guarded_secret_scenario, true);
+}
+
+/* Secret memory is refused from some time on; then the advice about ordinary memory is, once. */
+TEST(a_protection_that_was_asked_for_twice_counts_once) {
+    const fa_os os = faulty_os(true);
+    no_fault();
+    const fa_region_spec spec = {.capacity = MIB, .no_dump = FA_TRY, .wipe_on_fork = FA_REQUIRE, .secret_memory = FA_TRY};
+    fa_region region;
+    CHECK(fa_region_create(&region, &os, &spec) == FA_OK);
+    if (region.secret == 0) {
+        fa_region_destroy(&region);
+        SKIP("no memfd_secret");
+    }
+    no_fault();
+    fault.kind = MAP_SECRET;
+    fault.after = 0;
+    fault.for_ever = true;
+    CHECK(fa_region_use(&region, region.secret + 1) == FA_OK);
+    no_fault();
+    fault.kind = WIPE_ON_FORK;
+    fault.after = 0;
+    const size_t committed = region.committed;
+    CHECK(fa_region_use(&region, committed + 1) == FA_ERR_UNSUPPORTED && region.committed == committed);
+    for (size_t i = 0; i < 2; i++) {
+        CHECK(region.protection.no_dump == region.committed - region.secret);
+        CHECK(region.protection.wipe_on_fork == region.committed - region.secret);
+        CHECK(fa_region_use(&region, committed + 1) == FA_OK && region.committed > committed);
+    }
+    fa_region_destroy(&region);
+    CHECK(fault.mapped == 0);
 }
 
 static void scopes_scenario(const fa_os *os) {

@@ -897,6 +897,14 @@ TEST(a_platform_without_secret_memory_says_so) {
     fa_arena_destroy(arena);
 }
 
+TEST(more_secret_memory_than_a_file_can_have_is_refused) {
+    const fa_os *os = fa_os_platform();
+    void *half = NULL;
+    SKIP_IF(SIZE_MAX > UINT32_MAX || !os->traps || os->reserve(TOP_BIT, PAGE, &half) != 0, "addresses are plenty, or too few");
+    errno = 0;
+    CHECK(os->map_secret(half, TOP_BIT) != 0 && os->release(half, TOP_BIT) == 0);
+}
+
 /* Somebody else's memory, in the child, where the secret was. */
 static int finds_its_place_taken(void *argument) {
     seen_block *seen = argument;

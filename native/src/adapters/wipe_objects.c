@@ -240,17 +240,15 @@ static int refuse(const char *reason) {
     return -1;
 }
 
+/* The library at an address, or null: it has none, or the platform does not tell. */
+static const void *library_at(const void *address) {
 #if defined(_WIN32)
-
-static int switch_on(void) { return refuse("this platform does not tell where Python's allocators are"); }
-
+    (void)address;
+    return NULL;
 #else
-
-static const void *library_of(void *(*function)(void *, size_t)) {
-    void *address;
     Dl_info info;
-    memcpy(&address, &function, sizeof address);
     return dladdr(address, &info) ? info.dli_fbase : NULL;
+#endif
 }
 
 /* Whether CPython's debug hooks are installed; they overwrite what is freed themselves, and know of no usable size. */
@@ -258,13 +256,11 @@ static bool is_debug(const allocator *raw) { return raw->context != NULL; }
 
 /* Whether the raw functions are CPython's own, over malloc. */
 static bool is_pythons_own(const allocator *raw) {
-    void *(*python)(size_t);
+    void *python, *address;
     fa_python_look_up("PyMem_RawMalloc", &python);
-    void *address;
-    Dl_info info;
-    memcpy(&address, &python, sizeof address);
-    const void *library = library_of(raw->malloc);
-    return python != NULL && library != NULL && dladdr(address, &info) && info.dli_fbase == library;
+    memcpy(&address, &raw->malloc, sizeof address);
+    const void *library = library_at(address);
+    return python != NULL && library != NULL && library == library_at(python);
 }
 
 static int check_interpreters(void) {
@@ -281,7 +277,7 @@ static int switch_on(void) {
     allocator_function *get, *set;
     fa_python_look_up("PyMem_GetAllocator", &get);
     fa_python_look_up("PyMem_SetAllocator", &set);
-    if (!get || !set) return refuse("this Python has no PyMem_SetAllocator");
+    if (!get || !set) return refuse("PyMem_SetAllocator cannot be found here");
     os = fa_os_platform();
     if (!os->heap_usable) return refuse("this platform does not tell how large a block of malloc is");
     if (check_interpreters()) return -1;
@@ -309,8 +305,6 @@ static int switch_on(void) {
     }
     return 0;
 }
-
-#endif
 
 static PyObject *wipe_freed_objects(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {
     if (!installed && switch_on()) return NULL;

@@ -16,7 +16,8 @@
  * Invariants: blocks of one arena never overlap while live; every byte of a witness arena that is in no live block is zero;
  * `high` bounds every byte that was ever handed out since it was last known to be zero. fa_arena_is_valid recounts.
  * Thread rule: everything may be called by many threads at once, but for what fastalloc.h says of untracked arenas.
- * Cost: alloc, free, mark, rewind, reset O(1); wipes follow the bytes used; stats O(threads) and a look at residency.
+ * Cost: alloc, free, mark, reset O(1), and a rewind that drops no live blocks of a mapped arena, else it is O(1) for each; wipes
+ * follow the bytes used; stats O(threads) and a look at residency.
  */
 #include "arena_parts.h"
 
@@ -781,10 +782,10 @@ void fa_arena_usage(const fa_arena *arena, uint64_t *used, uint64_t *peak) {
 }
 
 uint64_t fa_arena_restart_peak(fa_arena *arena, uint64_t *used_now) {
+    FA_ASSERT(arena->mapped);
     lock(arena);
-    *used_now = arena->mapped ? fa_mapped_used(arena) : fa_bumped_used(arena, false);
-    uint64_t peak = arena->mapped ? arena->peak : fa_max((size_t)arena->peak, fa_bumped_used(arena, true));
-    arena->peak = *used_now;
+    uint64_t peak = arena->peak;
+    *used_now = arena->peak = fa_mapped_used(arena);
     unlock(arena);
     return peak;
 }

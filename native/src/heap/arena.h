@@ -35,7 +35,7 @@ fa_status fa_arena_live(const fa_arena *arena, const fa_mark *mark, uint64_t *li
 bool fa_arena_is_live(const fa_arena *arena, const void *block);
 
 /* From now on every allocation fails; a witness arena is zeroed at once, its live blocks included. Blocks may still be
- * freed. Idempotent. */
+ * freed. Idempotent. Not for untracked scratch arenas, whose threads would not hear of it. */
 void fa_arena_close(fa_arena *arena);
 
 /* What was asked for with fa_arena_seal. */
@@ -44,7 +44,8 @@ fa_seal fa_arena_get_seal(const fa_arena *arena);
 /* `used` and `peak` of the statistics, without the system call that looks what is resident. */
 void fa_arena_usage(const fa_arena *arena, uint64_t *used, uint64_t *peak);
 
-/* Starts a new measurement of the peak: returns the peak so far and sets it to what is used now. */
+/* Starts a new measurement of the peak: returns the peak so far and sets it to what is used now. Not for untracked scratch
+ * arenas, which know the peak since the last release. */
 uint64_t fa_arena_restart_peak(fa_arena *arena, uint64_t *used_now);
 
 /* Holds the arena still while another thread forks, and puts it right in the child: locks are not inherited, and a

@@ -73,6 +73,12 @@ static void settle(fa_arena *arena, fa_thread *thread) {
     FA_SET(thread->epoch, epoch);
 }
 
+/* Whether the hot path may have all that is left of the chunk: the tally has no more than 32 bits for its bytes. */
+static bool can_count(const fa_chunk *chunk) {
+    const uint64_t left = FA_GET(chunk->end) - FA_GET(chunk->cursor);
+    return left < TALLY_BLOCK;
+}
+
 /* Regions that are neither locked nor committed in steps are usable from creation on. */
 static bool always_usable(const fa_arena *arena) { return arena->region.lock == FA_OFF && arena->os->lazy_commit; }
 
@@ -117,7 +123,7 @@ fa_status fa_bumped_alloc(fa_arena *arena, size_t size, size_t alignment, size_t
         *dirty = fa_max(FA_GET(arena->high), FA_GET(thread->high));
         FA_SET(thread->live, FA_GET(thread->live) + 1);
         FA_SET(thread->bytes, FA_GET(thread->bytes) + size);
-        if (!shared && arena->fast) recent_of(arena)->epoch = FA_GET(thread->chunk.epoch);
+        if (!shared && arena->fast && can_count(chunk)) recent_of(arena)->epoch = FA_GET(chunk->epoch);
     }
     if (shared) unlock(arena);
     return status;
@@ -168,9 +174,10 @@ void fa_bumped_counts(const fa_arena *arena, uint64_t *live, uint64_t *bytes, ui
     *bytes = arena->bytes;
     *allocated = arena->allocated;
     FOR_EACH_THREAD(arena, thread) {
-        *allocated += FA_GET(thread->allocated) + live_of(thread);
+        const uint64_t own = live_of(thread); /* once: the thread goes on, and no more may live than were allocated */
+        *allocated += FA_GET(thread->allocated) + own;
         if (FA_GET(thread->epoch) != FA_GET(arena->bump.epoch)) continue;
-        *live += live_of(thread);
+        *live += own;
         *bytes += bytes_of(thread);
     }
 }
@@ -187,17 +194,24 @@ static fa_thread *newest_is(fa_arena *arena, const void *block, size_t size, siz
     return *offset == cursor - rounded && *offset >= arena->mark[arena->marks].position ? thread : NULL;
 }
 
+/* What is left of the chunk is more than can be counted: it goes back, or, if others are above it, is handed out the slow way. */
+FA_COLD static void cool(fa_arena *arena) {
+    recent_of(arena)->epoch = 0;
+    fa_bumped_retract(arena);
+}
+
 /* Moves the chunk's cursor back and remembers how high it was. */
-static void take_back(fa_thread *thread, size_t offset) {
+static void take_back(fa_arena *arena, fa_thread *thread, size_t offset) {
     FA_SET(thread->high, fa_max(FA_GET(thread->high), FA_GET(thread->chunk.cursor)));
     FA_SET(thread->chunk.cursor, offset);
+    if (FA_UNLIKELY(!can_count(&thread->chunk))) cool(arena);
 }
 
 void fa_bumped_free(fa_arena *arena, void *block, size_t size) {
     size_t offset;
     fa_thread *thread = newest_is(arena, block, size, &offset);
     if (thread == NULL) return;
-    take_back(thread, offset);
+    take_back(arena, thread, offset);
     settle(arena, thread);
     if (FA_GET(thread->live) == 0) return; /* it was counted before a rewind */
     FA_SET(thread->allocated, FA_GET(thread->allocated) + 1);
@@ -233,7 +247,7 @@ fa_status fa_bumped_resize(fa_arena *arena, void *block, size_t old_size, size_t
             return status;
         }
     } else if (new_end < old_end) {
-        take_back(thread, offset + new_end);
+        take_back(arena, thread, offset + new_end);
     }
     settle(arena, thread);
     FA_SET(thread->bytes, FA_GET(thread->bytes) - old_size + new_size);
@@ -279,10 +293,11 @@ static bool rewind_mine(fa_arena *arena, const fa_bump_mark *at) {
     size_t end = FA_GET(mine->chunk.end);
     if (!always_usable(arena)) return false; /* there may be holes below the chunk */
     if (!fa_chunk_is_current(&arena->bump, &mine->chunk) || end != FA_GET(arena->bump.cursor)) return false;
+    if (end - at->position > UINT32_MAX) return false; /* can_count */
     FOR_EACH_THREAD(arena, thread) {
         if (thread != mine && FA_GET(thread->epoch) == FA_GET(arena->bump.epoch)) return false;
     }
-    take_back(mine, at->position);
+    take_back(arena, mine, at->position);
     /* What is below the mark is the arena's to count, as after a release. */
     arena->peak = fa_max((size_t)arena->peak, fa_min(FA_GET(mine->high), end));
     FA_SET(mine->allocated, FA_GET(mine->allocated) + live_of(mine));

@@ -924,6 +924,8 @@ void *fa_global_realloc(void *block, size_t size) {
 
 /* ---- giving back -------------------------------------------------------------------------------------------------- */
 
+static fa_heap *all_heaps(void) { return atomic_load_explicit(&fastalloc_malloc_stats.heaps, memory_order_acquire); }
+
 /* True if the bin has not changed since the last look. */
 static bool is_idle(fa_heap *heap, uint32_t class) {
     fa_seen now = {LOAD(heap->bin[class].top), LOAD(heap->bin[class].allocated)}, before = heap->seen[class];
@@ -969,8 +971,7 @@ static void steal(fa_heap *heap, bool all) {
 
 static void steal_from_idle(bool all) {
     if (!LOAD(global.fences)) return;
-    for (fa_heap *heap = atomic_load_explicit(&fastalloc_malloc_stats.heaps, memory_order_acquire); heap != NULL; heap = heap->next)
-        steal(heap, all);
+    for (fa_heap *heap = all_heaps(); heap != NULL; heap = heap->next) steal(heap, all);
 }
 
 /* Free runs that are older than `age`, until `bytes` are given back or `scan` runs were looked at. */
@@ -1039,9 +1040,14 @@ static void apply_options(void) {
     STORE(global.zero_on_free, options->zero_on_free);
     global.pages.huge_pages = options->huge_pages;
     if (!fa_is_hardened()) fa_large_configure(options->cache_limit, options->decay, options->huge_pages);
-    /* Every free of the calling thread, and of threads that are still to come, is looked at from here on. */
-    for (uint32_t class = 1; options->zero_on_free && own != NO_HEAP && class < FA_GLOBAL_CLASSES; class++)
-        STORE(own->bin[class].limit, NULL);
+    /* Every free is looked at from here on: in heaps that are still to come as well. */
+    fa_lock_take(&global.heaps_lock, global.os);
+    for (fa_heap *heap = all_heaps(); options->zero_on_free && heap != NULL; heap = heap->next) {
+        fa_lock_take(&heap->lock, global.os);
+        for (uint32_t class = 1; class < FA_GLOBAL_CLASSES; class++) STORE(heap->bin[class].limit, NULL);
+        fa_lock_give(&heap->lock);
+    }
+    fa_lock_give(&global.heaps_lock);
 }
 
 void fa_global_configure(const fa_global_options *options) {
@@ -1050,8 +1056,6 @@ void fa_global_configure(const fa_global_options *options) {
     ensure_begun();
     apply_options();
 }
-
-static fa_heap *all_heaps(void) { return atomic_load_explicit(&fastalloc_malloc_stats.heaps, memory_order_acquire); }
 
 void fa_global_fork_prepare(void) {
     ensure_begun();

@@ -48,7 +48,7 @@ void fa_global_get_stats(fa_global_stats *stats) {
     stats->cached = stats->pages_cached + stats->large_cached;
     stats->resident = stats->held + stats->cached;
     stats->allocated = allocated + stats->medium_allocated + stats->large_allocated;
-    stats->freed = stats->allocated - stats->live;
+    stats->freed = stats->allocated > stats->live ? stats->allocated - stats->live : 0; /* seen at different moments */
     if (stats->peak < stats->held) stats->peak = stats->held;
 }
 

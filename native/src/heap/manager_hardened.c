@@ -709,6 +709,7 @@ fa_status fa_strict_trim(fa_strict *self, size_t keep) {
     evicted.count = 0;
     uint64_t now = self->os->milliseconds();
     fa_strict_lock(self);
+    (void)fa_slabs_trim(&self->slabs, self->os, SIZE_MAX); /* gives nothing back, but empties magazines, and so spans */
     check_empty_spans(self, &found);
     fa_cache_purge(&self->cache, now, keep, &evicted);
     fa_status status = fa_slabs_trim(&self->slabs, self->os, keep - self->cache.bytes);

@@ -321,7 +321,7 @@ fa_level *fa_blocks_find(const fa_blocks *blocks, fa_mark mark) {
     return NULL;
 }
 
-/* Empties the bins of a level, entries included: a foot left behind would be believed after the cursor comes again. */
+/* Empties the bins of a level, entries included: what is left behind would be believed after the cursor comes again. */
 static void clear_level(fa_blocks *blocks, fa_level *level) {
     unsigned row = 0, step = 0;
     while (level->bins.rows != 0 && bin_next(&level->bins, &row, &step))
@@ -333,6 +333,10 @@ static void clear_level(fa_blocks *blocks, fa_level *level) {
 void fa_blocks_drop(fa_blocks *blocks, fa_level *level) {
     uint32_t depth = (uint32_t)(level - blocks->level);
     if (blocks->quick != 0) flush_quick(blocks);
+    for (uint32_t index = level->position, granules; fa_blocks_next_live(blocks, &index); index += granules) {
+        granules = fa_blocks_granules(blocks, index);
+        *entry_at(blocks, index) = 0;
+    }
     for (uint32_t above = blocks->depth; above > depth; above--) clear_level(blocks, &blocks->level[above]);
     clear_level(blocks, level);
     blocks->depth = depth;

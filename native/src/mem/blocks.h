@@ -208,7 +208,8 @@ fa_level *fa_blocks_push(fa_blocks *blocks, bool scope);
 /* The level of a mark, or null if it is stale. */
 fa_level *fa_blocks_find(const fa_blocks *blocks, fa_mark mark);
 
-/* Drops everything from `level` on, which stays open, empty. O(1) and the free blocks dropped. */
+/* Drops everything from `level` on, which stays open, empty. O(1) and the blocks dropped, free ones and live ones: what is left
+ * of them would be believed inside the next block. */
 void fa_blocks_drop(fa_blocks *blocks, fa_level *level);
 
 /* Removes the levels on top whose scopes were left and whose last block is gone. */

@@ -98,11 +98,13 @@ static fa_status close_new(fa_region *region, size_t end) {
 
 static fa_status extend_ordinary(fa_region *region, size_t end) {
     size_t start = region->committed;
+    const fa_protection before = region->protection;
     if (region->os->commit(region->base + start, end - start) != 0) return FA_ERR_NOMEM;
     /* Advice is given to all of the region when it is made; where secret memory was to be, it comes with the commit. */
     fa_status status = region->secret_memory == FA_OFF ? FA_OK : advise(region, start, end);
     if (status == FA_OK) status = close_new(region, end);
     if (status == FA_OK) region->committed = end;
+    else region->protection = before; /* it is asked for again with the next try, and then counts */
     return status;
 }
 

@@ -133,7 +133,8 @@ static int linux_reserve_at(void *address, size_t size) {
 static int linux_map_secret(void *address, size_t size) {
     int caller_errno = errno, error = 0;
     void *mapped = MAP_FAILED;
-    int file = size <= PTRDIFF_MAX ? (int)syscall(SYS_memfd_secret, O_CLOEXEC) : -1;
+    if (size > PTRDIFF_MAX) return ENOMEM; /* than which off_t may have no more bits */
+    int file = (int)syscall(SYS_memfd_secret, O_CLOEXEC);
     if (file >= 0 && ftruncate(file, (off_t)size) == 0)
         mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     if (mapped == MAP_FAILED) {
