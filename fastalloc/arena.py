@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import enum
 import mmap
+import numbers
 import weakref
 from collections.abc import Iterator, Mapping
 from types import TracebackType
@@ -540,10 +541,11 @@ class Unsealed:
 
 def address_of(thing: object) -> int:
     """The address of an array, Block or other buffer, or an int as it is."""
-    if isinstance(thing, int) and not isinstance(thing, bool):
-        if not 0 <= thing < 2**64:
-            raise ArgumentError(f"address: {hex(thing)[:40]} is not an address of 64 bits")
-        return thing
+    if isinstance(thing, numbers.Integral) and not isinstance(thing, bool):
+        address = int(thing)
+        if not 0 <= address < 2**64:
+            raise ArgumentError(f"address: {hex(address)[:40]} is not an address of 64 bits")
+        return address
     interface = getattr(thing, "__array_interface__", None)  # of arrays, which may be of a type without a buffer
     if isinstance(interface, dict):
         return int(interface["data"][0])

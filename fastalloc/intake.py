@@ -45,6 +45,8 @@ class SecretIntake(_binding.ArenaBase):
         ------
         ArgumentTypeError
             If it is something else, or a file with a buffer: that would keep a copy.
+        ArgumentError
+            If `nbytes` is no size, or an int no descriptor.
         OSError
             If it cannot be opened or read.
         OutOfMemoryError, LockError, ClosedError
@@ -165,6 +167,8 @@ class SecretIntake(_binding.ArenaBase):
 @contextlib.contextmanager
 def _descriptor(file: Any) -> Iterator[int]:
     if isinstance(file, int) and not isinstance(file, bool):
+        if not 0 <= file < 2**31:
+            raise ArgumentError(f"file: {hex(file)[:40]} is not a file descriptor")
         yield file
     elif isinstance(file, str | bytes | os.PathLike):
         opened = os.open(file, os.O_RDONLY | os.O_CLOEXEC)

@@ -55,8 +55,8 @@ def install(
     Notes
     -----
     Calling it again switches: new arrays come from the new allocator, or from the same one with the new budgets. An
-    Arena or Manager is kept alive until it is replaced and its last array is dead; if it is full, arrays are a
-    MemoryError.
+    Arena or Manager is kept alive until it is replaced, and its memory until its last array is dead; if it is full,
+    arrays are a MemoryError.
     The heap made for arrays passes what it cannot give on to NumPy's own functions.
 
     Examples

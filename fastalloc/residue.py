@@ -305,7 +305,7 @@ def find_residue(pattern: Any, *, pid: int | None = None, as_int: bool = False) 
     Raises
     ------
     ArgumentError, ArgumentTypeError
-        If the pattern is too short, too long, or the same byte all along.
+        If the pattern is too short, too long, or the same byte all along; or an argument is of a wrong type.
     OSError
         If there is no such process or file, or no right to read it.
     UnsupportedError
@@ -328,7 +328,9 @@ def find_residue(pattern: Any, *, pid: int | None = None, as_int: bool = False) 
     ...     [residue.mapping for residue in fa.find_residue(secret)]
     ["witness arena 'keys'"]
     """
-    process = Path("/proc/self" if pid is None or pid == os.getpid() else f"/proc/{int(pid)}")
+    if pid is not None and (isinstance(pid, bool) or not isinstance(pid, int)):
+        raise ArgumentTypeError(f"pid: expected a process's number or None, not {type(pid).__name__}")
+    process = Path("/proc/self" if pid is None or pid == os.getpid() else f"/proc/{pid}")
     if not Path("/proc/self/mem").exists():
         raise UnsupportedError("find_residue: this platform has no /proc/PID/mem")
     with _one_at_a_time, Witness(WINDOW + (256 << 10), name="residue search") as arena:

@@ -463,6 +463,7 @@ def test_trim(arena: fa.Arena) -> None:
 def test_owns(arena: fa.Arena) -> None:
     array, block = arena.zeros((10, 10)), arena.alloc(64)
     inside = [array, array[5:, ::-2], block, memoryview(block)[8:], array.ctypes.data, block.address, array.T]
+    inside.append(np.uint64(block.address))
     assert all(arena.owns(thing) for thing in inside)
     outside = [np.zeros(10), b"bytes", bytearray(8), 0, 1, 2**64 - 1, fa.Scratch("1MiB").alloc(8)]
     assert not any(arena.owns(thing) for thing in outside)

@@ -377,6 +377,23 @@ def test_of_an_arena_or_manager(maker: str) -> None:
     """)
 
 
+def test_memory_that_was_installed_goes_with_its_last_array() -> None:
+    run("""
+        import weakref
+        arena = fa.install(fa.Polynomial("8MiB"))
+        memory = weakref.ref(arena._heap)
+        kept, view = np.ones(1000), np.ones(1000)[10:]
+        fa.uninstall()
+        del arena, kept
+        assert memory() is not None
+        del view
+        for _ in range(1000):
+            if memory() is None:
+                break
+        assert memory() is None
+    """)
+
+
 def test_closing_and_retiring_what_is_installed() -> None:
     run("""
         arena = fa.install(fa.Polynomial("8MiB", on_full="fail"))

@@ -95,6 +95,8 @@ def test_a_growing_read_wipes_where_it_was(witness: fa.Witness) -> None:
         ("/nowhere/at/all", FileNotFoundError, "/nowhere/at/all"),
         ("/", IsADirectoryError, "directory"),
         (10**6, OSError, "Bad file"),
+        (-1, fa.ArgumentError, "file: -0x1 is not a file descriptor"),
+        (2**40, fa.ArgumentError, "is not a file descriptor"),
         ("/dev/zero", fa.OutOfMemoryError, "no room"),
     ],
 )

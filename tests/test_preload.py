@@ -249,6 +249,13 @@ def test_programs_for_other_processors(true: Path, refuse: Refuse) -> None:
     refuse(patched(true, 18, b"\x16\x00"), 126, rf"\S+: is for s390x, 64 bits; .* is for {here.processor}")
 
 
+def test_programs_with_tables_beyond_all_addresses(true: Path, refuse: Refuse) -> None:
+    for at in (32, 40):  # where program headers and sections are
+        program = patched(true, at, b"\xff" * 8)
+        assert read_elf(program) is None
+    refuse(program, 126, r"\S+: is neither an ELF program nor a script with a #! line")
+
+
 def test_programs_of_32_bits(tmp_path: Path, refuse: Refuse) -> None:
     header = b"\x7fELF\x01\x01\x01" + bytes(9) + b"\x02\x00\x03\x00\x01\x00\x00\x00" + bytes(28)
     program = tmp_path / "small"

@@ -283,6 +283,9 @@ held.wait()
 def test_no_such_process_or_no_right() -> None:
     with pytest.raises(OSError):
         fa.find_residue(os.urandom(32), pid=2**22 + 1)
+    for pid in ("1", 1.5, True, b"1"):
+        with pytest.raises(fa.ArgumentTypeError, match="pid: expected a process's number or None"):
+            fa.find_residue(os.urandom(32), pid=pid)  # type: ignore[arg-type]
 
 
 def scan(*arguments: str) -> subprocess.CompletedProcess[str]:

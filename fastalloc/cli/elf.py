@@ -130,7 +130,7 @@ def read_elf(path: str | os.PathLike[str], names: Collection[str] = ()) -> Elf |
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 return _read(_Reader(data), names)
-            except (IndexError, struct.error):
+            except (IndexError, OverflowError, struct.error):
                 return None
 
 

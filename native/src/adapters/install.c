@@ -13,7 +13,8 @@
  * uninstall() means that new blocks come from NumPy's own functions.
  *
  * The functions are called with the GIL held, as those they replace. They touch no Python object: arrays
- * die after the interpreter's end, too. What they use is static or is never freed.
+ * die after the interpreter's end, too. What they use is static or is never freed. The memory of an arena that was installed
+ * goes after the last array in it, by a call that the main thread makes soon.
  *
  * While there is freed memory that the decay will give back, and only then, a thread looks after it: it sleeps, takes the GIL,
  * gives back what is old, and ends when nothing is left, so an idle process does not keep its cache.
@@ -86,6 +87,12 @@ static route *find_route(const void *block, size_t *usable) {
     return NULL;
 }
 
+static bool is_in_use(const route *of) {
+    return of == routes && fa_installed && fa_installed != fa_installed_allocator;
+}
+
+static void drop_routes_later(void);
+
 /* A block that is not of the array heap; or a double free in it, of which nothing good can come. */
 FA_COLD static void free_other(void *block, size_t size, fa_status status) {
     static const char message[] = "fastalloc: NumPy freed an array's data twice, or at a wrong address\n";
@@ -97,8 +104,8 @@ FA_COLD static void free_other(void *block, size_t size, fa_status status) {
     size_t usable;
     route *of = find_route(block, &usable);
     if (of) {
-        of->live--;
         fa_numpy_free(of->heap, block, size);
+        if (--of->live == 0 && !is_in_use(of)) drop_routes_later();
     } else {
         own.free(own.context, block, size);
     }
@@ -170,8 +177,7 @@ static int ready(void) {
 static void drop_routes(void) {
     for (route **at = &routes; *at;) {
         route *unused = *at;
-        bool in_use = unused == routes && fa_installed && fa_installed != fa_installed_allocator;
-        if (in_use || unused->live > 0) {
+        if (is_in_use(unused) || unused->live > 0) {
             at = &unused->next;
             continue;
         }
@@ -250,6 +256,16 @@ static void watch_spare(void *own_state) {
 static void watch_fork_child(void) {
     watch.running = false;
     watch.bell = watch.done = NULL; /* in whatever state they were: new ones are made */
+}
+
+static int drop_routes_now(void *Py_UNUSED(unused)) {
+    drop_routes();
+    return 0;
+}
+
+/* Here an array is freed: no Python object may be touched. If there is no room for the call, the next one of install() does it. */
+static void drop_routes_later(void) {
+    if (!watch.never) (void)Py_AddPendingCall(drop_routes_now, NULL);
 }
 
 /* Called when something was freed that the decay will give back. */

@@ -331,7 +331,8 @@ static PyMethodDef manager_methods[] = {
      "free($self, block, /)\n--\n\nZero the block and give it back: block.free(), checked to be this manager's.\n\n"
      "Raises\n------\nInUseError\n    While buffers of the block are held.\n"
      "ForeignBlockError\n    If the block is of another manager or of an arena.\n"
-     "FreedBlockError\n    If the block has been freed before."},
+     "FreedBlockError\n    If the block has been freed before.\n"
+     "ClosedError\n    If the manager is closed; block.free() goes on to work."},
     {NULL, NULL, 0, NULL}};
 
 static PyType_Slot manager_slots[] = {

@@ -276,9 +276,9 @@ static PyType_Spec heap_spec = {"fastalloc._native.Heap", (int)sizeof(fa_heap), 
 
 static PyMethodDef heap_functions[] = {
     {"create_arena", create_arena, METH_VARARGS,
-     "create_arena(options, label, lineage)\n--\n\nA Heap from the address of an fa_arena_options, or an fa_status."},
+     "create_arena(options, label, lineage, /)\n--\n\nA Heap from the address of an fa_arena_options, or an fa_status."},
     {"create_manager", create_manager, METH_VARARGS,
-     "create_manager(options, label, lineage)\n--\n\nA Heap from the address of an fa_manager_options, or an fa_status."},
+     "create_manager(options, label, lineage, /)\n--\n\nA Heap from the address of an fa_manager_options, or an fa_status."},
     {"close_all", close_all, METH_NOARGS, "close_all()\n--\n\nCloses every heap of the process."},
     {NULL, NULL, 0, NULL}};
 
