@@ -541,7 +541,7 @@ class Unsealed:
 
 def address_of(thing: object) -> int:
     """The address of an array, Block or other buffer, or an int as it is."""
-    if isinstance(thing, numbers.Integral) and not isinstance(thing, bool):
+    if isinstance(thing, int | numbers.Integral) and not isinstance(thing, bool):
         address = int(thing)
         if not 0 <= address < 2**64:
             raise ArgumentError(f"address: {hex(address)[:40]} is not an address of 64 bits")
