@@ -389,6 +389,8 @@ def main() -> int:
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
     rows = [row for row in ROWS if row.name.startswith(tuple(options.only.split(",")))]
+    if not rows:
+        parser.error(f"no row begins with {options.only}; there are: {', '.join(row.name for row in ROWS)}")
     if options.list:
         print("\n".join(row.name for row in rows))
         return 0

@@ -207,6 +207,8 @@ def main() -> None:
     if options.child:
         print(json.dumps(child(options.child, names)))
         return
+    if not names and options.rows != ["functions"]:
+        parser.error(f"no row begins with {' or '.join(options.rows)}; there are: {', '.join(ROWS)}")
     results: dict[str, dict[str, float]] = {}
     print(f"{'row':28}{'base':>14}{'plain':>8}{'scope':>8}{'install':>8}   faults per call: plain, scope, install")
     for name in names:

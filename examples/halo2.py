@@ -133,9 +133,11 @@ async def run(options: argparse.Namespace) -> bool:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--logrows", type=int, choices=sorted(WIDTHS), default=14)
-    parser.add_argument("--proofs", type=int, default=2)
+    parser.add_argument("directory", type=Path, help="where the circuit and its keys are; made if they are not")
+    parser.add_argument(
+        "--logrows", type=int, choices=sorted(WIDTHS), default=14, help="size of the circuit (default: 14)"
+    )
+    parser.add_argument("--proofs", type=int, default=2, help="how many; 0 sets up only (default: 2)")
     return 0 if asyncio.run(run(parser.parse_args())) else 1
 
 

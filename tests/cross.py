@@ -326,6 +326,10 @@ def main(arguments: list[str]) -> int:
         return 0
     build_only = "--build" in arguments
     names = [argument for argument in arguments if argument != "--build"]
+    unknown = set(names) - {name for target in TARGETS for name in (target.triple, str(target))}
+    if unknown:
+        there = ", ".join(map(str, TARGETS))
+        sys.exit(f"tests/cross.py: no target is called {', '.join(sorted(unknown))}; there are: {there}")
     failed = False
     for target in TARGETS:
         if names and target.triple not in names and str(target) not in names:

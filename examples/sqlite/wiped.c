@@ -72,7 +72,10 @@ static int work(sqlite3 *database, const char *secret, int size) {
 static int run(const char *path, const char *secret_file, bool pause) {
     char secret[1024];
     FILE *file = fopen(secret_file, "rb");
-    if (file == NULL) return SQLITE_CANTOPEN;
+    if (file == NULL) {
+        perror(secret_file);
+        return SQLITE_CANTOPEN;
+    }
     setvbuf(file, NULL, _IONBF, 0); /* a buffer would keep a copy */
     const int size = (int)fread(secret, 1, sizeof secret, file);
     fclose(file);

@@ -181,6 +181,8 @@ def contestants(peers: list[str]) -> dict[str, dict[str, str]]:
             found[name] = {"LD_PRELOAD": path}
     for peer in peers:
         name, _, library = peer.partition("=")
+        if not Path(library).is_file():  # the loader would say so and run the C library's
+            sys.exit(f"misuses.py: --peer {peer}: {library or 'nothing after ='} is not a file")
         found[name] = {"LD_PRELOAD": library}
     return found
 
