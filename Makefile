@@ -1,5 +1,5 @@
 # A thin face: what each target does is a few lines here, the rest is in pyproject.toml, native/ and tests/.
-# Everything happens in .venv and build/; the system needs python3 (with venv), gcc, make and git.
+# Everything happens in .venv and build/; the system needs python3 (with venv and C headers), gcc, make and git.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
