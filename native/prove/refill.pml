@@ -10,8 +10,8 @@
  *
  * Shown for THREADS threads and LIMIT granules: no granule is in two live blocks; a block promised to be zero is zero, so `high`
  * and `dirty` bound what was written; the cursor stays within the limit; no deadlock.
- * Not modelled: alignment, the size of blocks beyond one and two granules, weak memory (the accesses are relaxed in C; what
- * orders them is the lock, and the compare-and-swap on one variable).
+ * Not modelled: alignment, the size of blocks beyond one and two granules, weak memory (what orders the accesses in C
+ * is the lock, and the compare-and-swap on the cursor: taking acquires what giving back released; ThreadSanitizer looks at that).
  *
  * Mutations: -DBUG=1 a store in place of the compare-and-swap of refill; 2 the epoch is not asked for; 3 retract raises `high`
  * only after giving the memory back; 4 trim_top does not take the range first; 5 forgets what was below the cursor.

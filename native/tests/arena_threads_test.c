@@ -4,6 +4,7 @@
  * Worth most under ThreadSanitizer.
  */
 #include <pthread.h>
+#include <sched.h>
 
 #include "heap/arena.h"
 #include "support.h"
@@ -310,6 +311,31 @@ TEST(a_wipe_zeroes_the_blocks_of_every_thread) {
         CHECK(fa_arena_wipe(arena) == FA_OK);
         for (size_t i = 0; i <= OTHERS; i++) CHECK(is_zero(blocks[i], 100));
     }
+    fa_arena_destroy(arena);
+}
+
+/* Nothing but the arena's own cursor orders what the two threads do. */
+static atomic_bool is_given;
+static void *use_and_give_back(void *argument) {
+    fa_arena *arena = argument;
+    void *block = fa_arena_alloc(arena, 100 * KIB, 0);
+    memset(block, 7, 100 * KIB);
+    fa_arena_free(arena, block, 100 * KIB);
+    (void)fa_arena_trim(arena, SIZE_MAX);
+    atomic_store_explicit(&is_given, true, memory_order_relaxed);
+    return NULL;
+}
+
+TEST(memory_that_another_thread_gave_back_is_seen_as_it_left_it) {
+    SKIP_IF(!HAS_THREADS, NO_THREADS);
+    fa_arena *arena = new_arena(FA_SCRATCH, 64 * MIB);
+    CHECK(fa_arena_alloc(arena, 64, 0) != NULL);
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, use_and_give_back, arena) == 0);
+    while (!atomic_load_explicit(&is_given, memory_order_relaxed)) sched_yield();
+    unsigned char *block = fa_arena_alloc_zeroed(arena, 700 * KIB, 0); /* this thread's chunk, and the other's behind it */
+    CHECK(block != NULL && is_zero(block, 700 * KIB));
+    pthread_join(thread, NULL);
     fa_arena_destroy(arena);
 }
 

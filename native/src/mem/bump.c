@@ -6,14 +6,15 @@
  *     small for a chunk?            -> a new chunk; what was left of the old one waits for the reset
  *     large                         -> straight from the shared cursor; what is left of the chunk stays
  *
- * Each case is one compare-and-swap on the shared cursor, tried again if another thread moved it. Thread rule and
- * invariants: see bump.h.
+ * Each case is one compare-and-swap on the shared cursor, tried again if another thread moved it. Whoever gives a range back does
+ * so with a compare-and-swap that releases. Thread rule and invariants: see bump.h.
  */
 #include "bump.h"
 
-/* Takes [from, to) from the shared cursor, which must still be at `from`. */
+/* Takes [from, to) from the shared cursor, which must still be at `from`. Acquires what another thread did there, and says of it
+ * (arena->high), before it gave the range back. */
 static bool move_cursor(fa_bump *bump, size_t *from, size_t to) {
-    return atomic_compare_exchange_strong_explicit(&bump->cursor, from, to, memory_order_relaxed,
+    return atomic_compare_exchange_strong_explicit(&bump->cursor, from, to, memory_order_acquire,
                                                    memory_order_relaxed);
 }
 
