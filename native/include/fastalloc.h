@@ -104,6 +104,7 @@ typedef enum fa_want { FA_OFF, FA_TRY, FA_REQUIRE } fa_want;
  * FA_GUARD_BLOCKS each block has pages of its own and a guard page after them, against which it ends: a byte beyond the
  * end, rounded up to the block's alignment, kills the process, as does a touch of a freed block. What rounding leaves, and
  * 16 bytes in front, are a canary. That costs two pages and some system calls a block: for few and precious secrets.
+ * Alignments go up to a page there.
  */
 typedef enum fa_guard {
     FA_GUARD_ENDS,   /* below and above all blocks */
@@ -159,7 +160,7 @@ typedef struct fa_manager_options {
     size_t struct_size;              /* set by fa_manager_options_init */
     unsigned flags;                  /* FA_LOCKED, FA_HARDENED, both, or 0 */
     size_t block_size;               /* bytes in a block of the pool: a multiple of 16, at most 8 KiB; 128 */
-    size_t pool_blocks;              /* blocks in the pool; 0 for none; 8192 */
+    size_t pool_blocks;              /* blocks in the pool, below 2^24; 0 for none; 8192 */
     size_t large_size;               /* from this size on, blocks are mapped and cached: above 8 KiB, up to 1 GiB; 64 KiB */
     size_t cache_limit;              /* bytes of freed blocks above 8 KiB that stay resident; 64 MiB */
     uint32_t cache_age;              /* milliseconds after which a cached block is given back; 10,000; 0: never */
@@ -291,11 +292,13 @@ FA_API fa_status fa_arena_rewind(fa_arena *arena, fa_mark mark);
 /* Releases every block in O(1); the pages stay resident. A witness arena wipes what was in use, fallbacks are freed. */
 FA_API fa_status fa_arena_reset(fa_arena *arena);
 
-/* Zeroes every byte ever handed out, then resets; a tracked arena with live blocks is zeroed and keeps them. */
+/* Zeroes every byte ever handed out, but for fallbacks freed before, then resets; a tracked arena with live blocks is zeroed and
+ * keeps them. */
 FA_API fa_status fa_arena_wipe(fa_arena *arena);
 
 /*
- * Seals the arena: from now on a touch of any of its blocks (FA_SEAL_READ: a write) kills the process, in every thread.
+ * Seals the arena: from now on a touch of any of its blocks (FA_SEAL_READ: a write) kills the process, in every thread. Blocks
+ * that came from malloc because it was full stay open.
  * What does not touch blocks goes on: marks, statistics, trim. Freeing a block, rewind, reset, wipe and destroy open a
  * witness arena's pages for as long as it takes to zero them; allocation and realloc fail, with FA_ERR_SEALED in
  * fa_arena_last_refusal. Not for untracked scratch arenas (FA_ERR_INVALID). FA_ERR_NOMEM, and nothing changed, if
@@ -328,7 +331,8 @@ FA_API fa_status fa_arena_get_protection(const fa_arena *arena, fa_protection *p
  * that were asked for. Freed blocks are zero and wait before they are used again, at random. What is found when a
  * block is freed, resized or reused, by fa_manager_check, and at the end, goes to `on_corruption`, by kind: a block freed before,
  * a pointer into a block, not aligned, not of here; a block overrun before its beginning or at its end, or written to after
- * it was freed. A touch of a guard page, of a freed block above 8 KiB, or of a block of 0 bytes kills the process.
+ * it was freed. A touch of a guard page, of a freed block above 8 KiB, or of a block of 0 bytes (of 16,384 at a time) kills the
+ * process.
  * Above 8 KiB a block takes two system calls and two of the kernel's 65,530 mappings.
  */
 FA_API void fa_manager_options_init(fa_manager_options *options);

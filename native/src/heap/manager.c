@@ -552,6 +552,21 @@ FA_COLD static void make_room(fa_manager *manager, uint64_t now, fa_evicted *evi
     fa_cache_purge(&manager->cache, now, limit - fa_min(free_in_runs(manager), limit), evicted);
 }
 
+static bool is_over_budget(const fa_manager *manager) {
+    return free_in_runs(manager) + manager->cache.bytes > manager->cache.limit;
+}
+
+/* Without the lock. A list of its own: it has room for one purge, and what came before is not known to be little. */
+FA_COLD static void keep_to_budget(fa_manager *manager) {
+    fa_evicted evicted;
+    evicted.count = 0;
+    uint64_t now = manager->os->milliseconds();
+    lock(manager);
+    if (is_over_budget(manager)) make_room(manager, now, &evicted);
+    unlock(manager);
+    release_evicted(manager, &evicted);
+}
+
 /* Now and then: what is too old goes back. The lock is held. */
 FA_COLD static void look_for_old_runs(fa_manager *manager, uint64_t now) {
     manager->looked_at = now;
@@ -571,14 +586,12 @@ static void free_run(fa_manager *manager, void *address, uint32_t page) {
     unlock(manager);
     fa_secure_zero(address, size); /* what lies above the size was never the user's: it is zero */
     uint64_t now = manager->os->milliseconds();
-    fa_evicted evicted;
-    evicted.count = 0;
     lock(manager);
     fa_pages_give(&manager->pages, page, (uint32_t)now);
-    if (FA_UNLIKELY(free_in_runs(manager) + manager->cache.bytes > manager->cache.limit)) make_room(manager, now, &evicted);
     if (FA_UNLIKELY(is_time_to_look(manager, now))) look_for_old_runs(manager, now);
+    bool over = is_over_budget(manager);
     unlock(manager);
-    release_evicted(manager, &evicted);
+    if (FA_UNLIKELY(over)) keep_to_budget(manager);
 }
 
 /* Gives the memory of a block that is in no table any more back, zeroed: outside the lock. */
@@ -594,9 +607,10 @@ static void retire(fa_manager *manager, void *address, found block) {
     uint64_t now = manager->os->milliseconds();
     lock(manager);
     fa_cache_put(&manager->cache, address, block.room, now, &evicted);
-    if (FA_UNLIKELY(free_in_runs(manager) + manager->cache.bytes > manager->cache.limit)) make_room(manager, now, &evicted);
+    bool over = is_over_budget(manager);
     unlock(manager);
     release_evicted(manager, &evicted);
+    if (FA_UNLIKELY(over)) keep_to_budget(manager);
 }
 
 FA_APART static fa_status free_slow(fa_manager *manager, void *address) {
@@ -742,17 +756,6 @@ static void *move_pages(fa_manager *manager, void *address, found block, size_t 
     manager->moved += done;
     unlock(manager);
     return now.size == size ? moved : NULL;
-}
-
-/* After a run gave pages back in place. */
-FA_COLD static void keep_to_budget(fa_manager *manager) {
-    fa_evicted evicted;
-    evicted.count = 0;
-    uint64_t now = manager->os->milliseconds();
-    lock(manager);
-    if (free_in_runs(manager) + manager->cache.bytes > manager->cache.limit) make_room(manager, now, &evicted);
-    unlock(manager);
-    release_evicted(manager, &evicted);
 }
 
 void *fa_manager_try_realloc(fa_manager *manager, void *address, size_t alignment, size_t size, fa_status *status) {
