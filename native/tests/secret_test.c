@@ -649,6 +649,7 @@ typedef struct seen_block {
     fa_arena *arena;
     unsigned char *block;
     size_t size;
+    fa_os *os; /* of the arena, if the child is to change it */
 } seen_block;
 
 /* The same arena in the child: what lived is zero, can be freed, and the arena goes on. */
@@ -710,7 +711,7 @@ TEST(a_forked_child_goes_on_with_any_witness_arena) {
         fa_arena *arena = arena_with(&options);
         const fa_protection protection = arena_protection(arena);
         SKIP_IF(protection.wipe_on_fork + protection.no_fork == 0, "the kernel does not wipe on fork");
-        seen_block seen = {arena, fa_arena_alloc(arena, 10000, 0), 10000};
+        seen_block seen = {arena, fa_arena_alloc(arena, 10000, 0), 10000, NULL};
         fill(seen.block, seen.size, 1);
         passes_in_child(goes_on, &seen);
         passes_in_child(frees_first, &seen);
@@ -750,7 +751,7 @@ TEST(a_sealed_arena_is_sealed_in_a_forked_child) {
         if (way->kind != FA_WITNESS) continue;
         fa_arena *arena = arena_of(way, 0);
         SKIP_IF(arena_protection(arena).wipe_on_fork + arena_protection(arena).no_fork == 0, "no wipe on fork");
-        seen_block seen = {arena, fa_arena_alloc(arena, 10000, 0), 10000};
+        seen_block seen = {arena, fa_arena_alloc(arena, 10000, 0), 10000, NULL};
         fill(seen.block, seen.size, 1);
         CHECK(fa_arena_seal(arena, FA_SEAL_NONE) == FA_OK);
         passes_in_child(sealed_in_child, &seen);
@@ -929,8 +930,54 @@ TEST(a_child_that_cannot_have_the_place_of_secret_memory_leaves_it_alone) {
         options.secret_memory = FA_REQUIRE;
         options.guard = guarded ? FA_GUARD_BLOCKS : FA_GUARD_ENDS;
         fa_arena *arena = arena_with(&options);
-        seen_block seen = {arena, fa_arena_alloc(arena, 1000, 0), 1000};
+        seen_block seen = {arena, fa_arena_alloc(arena, 1000, 0), 1000, NULL};
         passes_in_child(finds_its_place_taken, &seen);
+        fa_arena_destroy(arena);
+    }
+}
+
+/* Readable by the system, which reports what is not and does not die. */
+static bool is_readable(const void *memory) {
+#if HAS_FORK
+    int ends[2];
+    CHECK(pipe(ends) == 0);
+    const bool was_read = write(ends[1], memory, 1) == 1;
+    CHECK(close(ends[0]) == 0 && close(ends[1]) == 0);
+    return was_read;
+#else
+    return memory != NULL; /* only children call it */
+#endif
+}
+
+static int refuse_once(void *address, size_t size, fa_os_access access) {
+    static bool refused;
+    if (refused) return fa_os_platform()->protect(address, size, access);
+    refused = true;
+    return ENOMEM;
+}
+
+static int is_refused_a_closed_page_once(void *argument) {
+    seen_block *seen = argument;
+    seen->os->protect = refuse_once;
+    unsigned char *block = fa_arena_alloc(seen->arena, 100, 0);
+    CHECK(block != NULL && is_readable(block + 111) && !is_readable(block + 112)); /* the rounding, and the guard */
+    CHECK(is_zero(seen->block, seen->size) && !is_readable(seen->block + 112));
+    CHECK(arena_protection(seen->arena).guarded_blocks == 2 * PAGE);
+    return 0;
+}
+
+TEST(guards_are_closed_again_in_a_child) {
+    SKIP_IF(!has_secret_memory(), "no memfd_secret");
+    for (fa_want want = FA_TRY; want <= FA_REQUIRE; want++) {
+        fa_os os = *fa_os_platform();
+        fa_arena_options options = guarded_options(MIB);
+        options.os = &os;
+        options.guard_pages = want;
+        options.secret_memory = FA_TRY;
+        fa_arena *arena = arena_with(&options);
+        seen_block seen = {arena, fa_arena_alloc(arena, 100, 0), 100, &os};
+        memset(seen.block, 1, 100);
+        passes_in_child(is_refused_a_closed_page_once, &seen);
         fa_arena_destroy(arena);
     }
 }

@@ -90,7 +90,7 @@ static fa_status close_new(fa_region *region, size_t end) {
     if (region->pages == FA_OFF) return FA_OK;
     int error = region->os->protect(region->base + region->committed, end - region->committed, FA_OS_NONE);
     if (error == 0) return FA_OK;
-    if (region->committed > 0) return FA_ERR_NOMEM;
+    if (region->committed > 0 || region->lost) return FA_ERR_NOMEM;
     if (region->pages == FA_REQUIRE) return FA_ERR_UNSUPPORTED;
     region->pages = FA_OFF;
     return FA_OK;
@@ -385,9 +385,10 @@ void fa_region_discard(fa_region *region, size_t end) {
     (void)region->os->decommit(region->base, whole);
 }
 
-/* The place of the secret memory, which the child has not got, becomes secret, or ordinary, and zero. */
+/* The place of the secret memory, which the child has not got, becomes secret, or ordinary, and zero. It is lost until then. */
 static fa_status renew_secret(fa_region *region) {
     size_t secret = region->secret, committed = region->committed;
+    region->lost = true;
     if (region->os->reserve_at(region->base, secret) != 0) {
         region->foreign = secret;
         return FA_ERR_NOMEM;
@@ -401,6 +402,7 @@ static fa_status renew_secret(fa_region *region) {
         status = extend_ordinary(region, secret);
     }
     region->committed = committed;
+    region->lost = status != FA_OK;
     return status;
 }
 
@@ -414,7 +416,6 @@ void fa_region_fork_child(fa_region *region) {
     if (region->secret > 0 && renew_secret(region) != FA_OK) {
         record->secret = record->no_fork = record->lock_wanted = 0;
         region->secret = 0;
-        region->lost = true;
         return;
     }
     if (region->lock == FA_OFF || by_pages) return;
