@@ -25,7 +25,7 @@ STOPPED = re.compile(r"^make.*?: \*\*\* (.*)$", re.MULTILINE)
 ABSENT = re.compile(
     r"^(\S+ could not be installed): |^make \S+: (.*skipped, .*)", re.MULTILINE
 )  # of tests/needs, goals
-TARGET = re.compile(r"^(\S+(?: \w+)?: (?:not )?built[;:].*)$", re.MULTILINE)  # of tests/cross.py
+TARGET = re.compile(r"^(\S+(?: \w+)?: (?:not )?built[;:].*)$|^nox > \* (.*)$", re.MULTILINE)  # of tests/cross.py, nox
 
 
 def run(command: list[str], log: Path) -> int:
@@ -52,7 +52,7 @@ def summary(goal: str, status: int, seconds: float, output: str) -> str:
         failed = FAILED.findall(output) or STOPPED.findall(output) or [f"exit status {status}"]
         line += f": {', '.join(dict.fromkeys(failed))}"
     line = "; ".join([line, *dict.fromkeys(map("".join, ABSENT.findall(output)))])
-    return "\n    ".join([line, *TARGET.findall(output)])
+    return "\n    ".join([line, *map("".join, TARGET.findall(output))])
 
 
 def main(goals: list[str]) -> int:
