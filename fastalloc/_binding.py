@@ -20,6 +20,7 @@ from fastalloc._native import (
     ManagerBase,
     OtherAllocator,
     Routed,
+    Unsealed,
     address_of,
     any_owns,
     fill_random,
@@ -66,6 +67,7 @@ __all__ = [
     "ManagerBase",
     "OtherAllocator",
     "Routed",
+    "Unsealed",
     "address_of",
     "any_owns",
     "fill_random",
@@ -249,32 +251,20 @@ def arena_trim(heap: Heap, keep: int) -> None:
 _SEAL_NAMES = {value: name for name, value in SEALS.items()}
 
 
-def _check_seal(status: int, label: str, doing: str) -> None:
-    if status == lib.FA_ERR_STALE:
-        raise ClosedError(f"{label} is closed")
-    if status != lib.FA_OK:
-        fail(status, f"{label}: the system refuses to {doing} its pages: {describe(status)}")
-
-
 def arena_seal(heap: Heap, label: str, how: str | None) -> None:
     """Seal it, or with None unseal it."""
     seal = lib.FA_SEAL_OFF if how is None else SEALS[how]
-    _check_seal(lib.fa_arena_seal(_arena(heap), seal), label, "unseal" if how is None else "seal")
+    status = lib.fa_arena_seal(_arena(heap), seal)
+    if status == lib.FA_ERR_STALE:
+        raise ClosedError(f"{label} is closed")
+    if status != lib.FA_OK:
+        doing = "unseal" if how is None else "seal"
+        fail(status, f"{label}: the system refuses to {doing} its pages: {describe(status)}")
 
 
 def arena_sealed(heap: Heap) -> str | None:
     """How it was sealed."""
     return _SEAL_NAMES.get(lib.fa_arena_get_seal(_arena(heap)))
-
-
-def arena_unsealed_begin(heap: Heap, label: str) -> None:
-    """Open it until arena_unsealed_end."""
-    _check_seal(lib.fa_arena_unsealed_begin(_arena(heap)), label, "unseal")
-
-
-def arena_unsealed_end(heap: Heap, label: str) -> None:
-    """The last one seals again."""
-    _check_seal(lib.fa_arena_unsealed_end(_arena(heap)), label, "seal")
 
 
 def arena_owns(heap: Heap, address: int) -> bool:

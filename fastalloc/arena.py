@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
 
 from fastalloc import _binding
 from fastalloc.arrays import ArrayFunctions
-from fastalloc.errors import ArgumentError, ArgumentTypeError, InUseError, ScopeError, SealedError, StaleMarkError
+from fastalloc.errors import ArgumentError, ArgumentTypeError, InUseError, SealedError, StaleMarkError
 from fastalloc.intake import SecretIntake
 from fastalloc.stats import ArenasStats, ArenaStats, Measure, Measured, Protection
 from fastalloc.units import Size, format_size, parse_alignment, parse_size
@@ -436,11 +436,12 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
         """
         _binding.arena_seal(self._heap, self._label, None)
 
-    def unsealed(self) -> "Unsealed":
+    def unsealed(self) -> "_binding.Unsealed[Self]":
         """A sealed arena is open inside `with arena.unsealed():`, and sealed again after it, exception or not.
 
         They nest, and count over all threads: the first to enter opens the arena, for every thread, and the last to
-        leave seals it. Of an arena that is not sealed nothing changes.
+        leave seals it. Of an arena that is not sealed nothing changes. No exception of a signal, such as
+        KeyboardInterrupt, leaves it open.
 
         Raises
         ------
@@ -461,7 +462,7 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
         'none'
         >>> arena.close()
         """
-        return Unsealed(self)
+        return _binding.Unsealed(self)
 
     def trim(self, keep: Size = 0) -> None:
         """Give the pages of free memory back to the system, all but `keep` bytes of them.
@@ -514,29 +515,6 @@ class Arena(_binding.ArenaBase, ArrayFunctions, Measured[ArenaStats]):
         verb = "is" if count == 1 else "are"
         tail = "still alive" if which == "alive" else f"{which} and still alive"
         raise InUseError(f"cannot {action} {self._label}: {count} {things} of {size} bytes {verb} {tail}")
-
-
-class Unsealed:
-    """See Arena.unsealed."""
-
-    __slots__ = ("_arena", "_open")
-
-    def __init__(self, arena: Arena) -> None:
-        self._arena = arena
-        self._open: list[_binding.Heap] = []
-
-    def __enter__(self) -> Arena:
-        heap = self._arena._heap  # noqa: SLF001
-        _binding.arena_unsealed_begin(heap, self._arena._label)  # noqa: SLF001
-        self._open.append(heap)
-        return self._arena
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if not self._open:
-            raise ScopeError(f"{self._arena._label} was not opened by this unsealed()")  # noqa: SLF001
-        _binding.arena_unsealed_end(self._open.pop(), self._arena._label)  # noqa: SLF001
 
 
 def address_of(thing: object) -> int:

@@ -210,8 +210,8 @@ def _without_echo(descriptor: int) -> Iterator[None]:
     before = termios.tcgetattr(descriptor)
     silent = list(before)
     silent[3] &= ~termios.ECHO
-    termios.tcsetattr(descriptor, termios.TCSAFLUSH, silent)
-    try:
+    try:  # around both: Ctrl-C must not leave the terminal without its echo
+        termios.tcsetattr(descriptor, termios.TCSAFLUSH, silent)
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)

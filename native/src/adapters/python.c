@@ -3,8 +3,8 @@
  *
  * cffi generates the module, with `ffi` and `lib` in it; PyInit__native here makes it and adds the types and functions that
  * are too hot, or too closely bound to the life of memory, for a cffi call: Heap (python_heap.c), Block
- * (python_block.c), NumPy's hook (numpy.c) and functions (arrays.c), and in this file the base types of Arena and Manager and the scope of an
- * arena.
+ * (python_block.c), NumPy's hook (numpy.c) and functions (arrays.c), and in this file the base types of Arena and Manager and the two
+ * context managers of an arena, scope() and unsealed().
  */
 #include "python.h"
 
@@ -27,6 +27,7 @@ PyTypeObject *fa_allocator_type;
 static PyTypeObject *arena_type;
 static PyTypeObject *manager_type;
 static PyTypeObject *scope_type;
+static PyTypeObject *unsealed_type;
 static PyObject *parse_size;      /* fastalloc.units */
 static PyObject *parse_alignment;
 
@@ -470,6 +471,107 @@ static PyType_Spec scope_spec = {"fastalloc._native.ArenaScope", (int)sizeof(are
                                      Py_TPFLAGS_IMMUTABLETYPE,
                                  scope_slots};
 
+/* ---- an arena that is unsealed for a while -------------------------------------------------------------------------- */
+
+/* In C, so that no signal's exception can come between the opening and the `with` that closes. */
+typedef struct unsealed {
+    PyObject_HEAD
+    fa_allocator *arena;
+    PyObject *open; /* a list: the Heap it has opened for each `with` it is in */
+} unsealed_object;
+
+static PyObject *unsealed_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
+    static const char *names[] = {"arena", NULL};
+    PyObject *arena;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!:Unsealed", (char **)names, arena_type, &arena)) return NULL;
+    allocfunc allocate = FA_SLOT_OF(allocfunc, type, Py_tp_alloc);
+    unsealed_object *self = (unsealed_object *)allocate(type, 0);
+    if (!self) return NULL;
+    self->arena = (fa_allocator *)Py_NewRef(arena);
+    self->open = PyList_New(0);
+    if (!self->open) Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+static int unsealed_traverse(PyObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(((unsealed_object *)self)->arena);
+    return 0;
+}
+
+/* The Heap that was opened last, which is not noted any more, or null without an exception. New reference. */
+static fa_heap *unsealed_pop(unsealed_object *unsealed) {
+    Py_ssize_t last = PyList_Size(unsealed->open) - 1;
+    if (last < 0) return NULL;
+    PyObject *heap = Py_NewRef(PyList_GetItem(unsealed->open, last));
+    if (PyList_SetSlice(unsealed->open, last, last + 1, NULL)) PyErr_Clear(); /* a list can always be made shorter */
+    return (fa_heap *)heap;
+}
+
+/* Seals what an abandoned one has left open. No tp_clear: see the scope. */
+static void unsealed_dealloc(PyObject *self) {
+    unsealed_object *unsealed = (unsealed_object *)self;
+    PyObject_GC_UnTrack(self);
+    for (fa_heap *heap; unsealed->open && (heap = unsealed_pop(unsealed)) != NULL;) {
+        (void)fa_arena_unsealed_end(heap->arena);
+        Py_DECREF(FA_OBJECT(heap));
+    }
+    Py_XDECREF(unsealed->open);
+    Py_XDECREF(FA_OBJECT(unsealed->arena));
+    fa_python_free(self);
+}
+
+static PyObject *seal_refused(const fa_allocator *arena, fa_status status, const char *action) {
+    if (status == FA_ERR_STALE) return PyErr_Format(fa_ClosedError, "%s is closed", arena->label);
+    return PyErr_Format(fa_OutOfMemoryError, "%s: the system refuses to %s its pages: %s", arena->label, action,
+                        fa_status_string(status));
+}
+
+static PyObject *unsealed_enter(PyObject *self, PyObject *Py_UNUSED(unused)) {
+    unsealed_object *unsealed = (unsealed_object *)self;
+    fa_heap *heap = fa_allocator_heap(unsealed->arena);
+    if (!heap) return NULL;
+    if (!heap->arena) return PyErr_Format(PyExc_TypeError, "%s has no seal", heap->label); /* a class of both kinds */
+    if (PyList_Append(unsealed->open, FA_OBJECT(heap))) return NULL;
+    Py_INCREF(FA_OBJECT(heap));
+    fa_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = fa_arena_unsealed_begin(heap->arena);
+    Py_END_ALLOW_THREADS
+    if (status != FA_OK) Py_XDECREF(FA_OBJECT(unsealed_pop(unsealed)));
+    Py_DECREF(FA_OBJECT(heap));
+    if (status != FA_OK) return seal_refused(unsealed->arena, status, "unseal");
+    return Py_NewRef(FA_OBJECT(unsealed->arena));
+}
+
+static PyObject *unsealed_exit(PyObject *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(count)) {
+    unsealed_object *unsealed = (unsealed_object *)self;
+    fa_heap *heap = unsealed_pop(unsealed);
+    if (!heap) return PyErr_Format(fa_ScopeError, "%s was not opened by this unsealed()", unsealed->arena->label);
+    fa_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = fa_arena_unsealed_end(heap->arena);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(FA_OBJECT(heap));
+    if (status != FA_OK) return seal_refused(unsealed->arena, status, "seal");
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef unsealed_methods[] = {{"__enter__", unsealed_enter, METH_NOARGS, NULL},
+                                         {"__exit__", FA_METHOD(unsealed_exit), METH_FASTCALL, NULL},
+                                         {"__reduce__", fa_python_no_pickle, METH_NOARGS, NULL},
+                                         {NULL, NULL, 0, NULL}};
+
+static PyType_Slot unsealed_slots[] = {{Py_tp_new, FA_SLOT(unsealed_new)},
+                                       {Py_tp_dealloc, FA_SLOT(unsealed_dealloc)},
+                                       {Py_tp_traverse, FA_SLOT(unsealed_traverse)},
+                                       {Py_tp_methods, unsealed_methods},
+                                       {Py_tp_doc, FA_DOC("What Arena.unsealed() returns.")},
+                                       {0, NULL}};
+
+static PyType_Spec unsealed_spec = {"fastalloc._native.Unsealed", (int)sizeof(unsealed_object), 0,
+                                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE, unsealed_slots};
+
 /* ---- functions ---------------------------------------------------------------------------------------------------- */
 
 /* Where the data of a buffer begins; strided ones too. */
@@ -576,6 +678,7 @@ static int add_everything(PyObject *module) {
     if (fa_python_add_type(module, &arena_type, &arena_spec, fa_allocator_type)) return -1;
     if (fa_python_add_type(module, &manager_type, &manager_spec, fa_allocator_type)) return -1;
     if (fa_python_add_type(module, &scope_type, &scope_spec, NULL)) return -1;
+    if (fa_python_add_type(module, &unsealed_type, &unsealed_spec, NULL)) return -1;
     if (PyModule_AddFunctions(module, functions)) return -1;
     if (fa_python_add_wipe_objects(module) || fa_python_add_residue(module)) return -1;
     return fa_python_add_numpy(module);
