@@ -45,6 +45,7 @@ static struct {
     ptrdiff_t blocks;  /* of the C heap */
     size_t ranges;
     mapped_range range[MAX_RANGES];
+    size_t page;       /* larger than the system's, to see who asks for parts of one; 0: as the system's */
 } fault;
 
 static const fa_os *real;
@@ -69,6 +70,23 @@ static void book_mapped(const void *address, size_t size) {
     fault.mapped += (ptrdiff_t)size;
 }
 
+static size_t f_page_size(void) { return fault.page != 0 ? fault.page : real->page_size(); }
+
+/* What the contract asks for. */
+static void check_whole(const void *address, size_t size) {
+    CHECK(size > 0 && (((uintptr_t)address | size) & (f_page_size() - 1)) == 0);
+}
+
+static bool is_booked(const void *address, size_t size) {
+    const uintptr_t start = (uintptr_t)address, end = start + size;
+    size_t found = 0;
+    for (size_t i = 0; i < fault.ranges; i++) {
+        const mapped_range at = fault.range[i];
+        if (at.end > start && at.start < end) found += (at.end < end ? at.end : end) - (at.start > start ? at.start : start);
+    }
+    return found == size;
+}
+
 /* A range may be released in parts, and neighbouring ones at once: what is released must lie in what is mapped. */
 static void book_released(const void *address, size_t size) {
     const uintptr_t start = (uintptr_t)address, end = start + size;
@@ -88,6 +106,7 @@ static void book_released(const void *address, size_t size) {
 }
 
 static int f_reserve(size_t size, size_t alignment, void **address) {
+    check_whole((void *)(alignment & (f_page_size() - 1)), size);
     if (fails(RESERVE) || (fault.largest != 0 && size > fault.largest)) return ENOMEM;
     const int error = real->reserve(size, alignment, address);
     if (error == 0) book_mapped(*address, size);
@@ -100,12 +119,15 @@ static int f_map_huge(size_t size, size_t huge_size, void **address) {
     return error;
 }
 static int f_release(void *address, size_t size) {
+    check_whole(address, size);
     if (fails(RELEASE)) return ENOMEM;
     const int error = real->release(address, size);
     if (error == 0) book_released(address, size);
     return error;
 }
 static int f_remap(void *address, size_t old_size, size_t new_size, void **moved) {
+    check_whole(address, old_size);
+    check_whole(address, new_size);
     if (fails(REMAP)) return ENOMEM;
     const int error = real->remap(address, old_size, new_size, moved);
     if (error == 0) {
@@ -115,34 +137,58 @@ static int f_remap(void *address, size_t old_size, size_t new_size, void **moved
     return error;
 }
 static int f_move(void *address, size_t size, void *to) {
+    check_whole(address, size);
+    check_whole(to, size);
+    CHECK(is_booked(address, size) && is_booked(to, size));
     if (fails(MOVE)) return EFAULT;
     const int error = real->move(address, size, to);
     if (error == 0) book_released(address, size); /* the destination was mapped, and is */
     return error;
 }
 static int f_commit(void *address, size_t size) {
+    check_whole(address, size);
     if (fails(COMMIT)) return ENOMEM;
     fault.committed += size;
     return real->commit(address, size);
 }
-static int f_decommit(void *address, size_t size) { return fails(DECOMMIT) ? EINVAL : real->decommit(address, size); }
-static int f_lock(void *address, size_t size) { return fails(LOCK) ? ENOMEM : real->lock(address, size); }
-static int f_unlock(void *address, size_t size) { return fails(UNLOCK) ? ENOMEM : real->unlock(address, size); }
-static int f_no_dump(void *address, size_t size) { return fails(NO_DUMP) ? EINVAL : real->no_dump(address, size); }
+static int f_decommit(void *address, size_t size) {
+    check_whole(address, size);
+    return fails(DECOMMIT) ? EINVAL : real->decommit(address, size);
+}
+static int f_lock(void *address, size_t size) {
+    check_whole(address, size);
+    return fails(LOCK) ? ENOMEM : real->lock(address, size);
+}
+static int f_unlock(void *address, size_t size) {
+    check_whole(address, size);
+    return fails(UNLOCK) ? ENOMEM : real->unlock(address, size);
+}
+static int f_no_dump(void *address, size_t size) {
+    check_whole(address, size);
+    return fails(NO_DUMP) ? EINVAL : real->no_dump(address, size);
+}
 static int f_wipe_on_fork(void *address, size_t size) {
+    check_whole(address, size);
     return fails(WIPE_ON_FORK) ? EINVAL : real->wipe_on_fork(address, size);
 }
 static int f_advise_huge(void *address, size_t size) {
+    check_whole(address, size);
     return fails(ADVISE_HUGE) ? EINVAL : real->advise_huge(address, size);
 }
 static int f_resident(void *address, size_t size, uint64_t *bytes) {
+    check_whole(address, size);
     return fails(RESIDENT) ? EAGAIN : real->resident(address, size, bytes);
 }
 static int f_protect(void *address, size_t size, fa_os_access access) {
+    check_whole(address, size);
     return fails(PROTECT) ? ENOMEM : real->protect(address, size, access);
 }
-static int f_map_secret(void *address, size_t size) { return fails(MAP_SECRET) ? EAGAIN : real->map_secret(address, size); }
+static int f_map_secret(void *address, size_t size) {
+    check_whole(address, size);
+    return fails(MAP_SECRET) ? EAGAIN : real->map_secret(address, size);
+}
 static int f_unmap_secret(void *address, size_t size) {
+    check_whole(address, size);
     return fails(UNMAP_SECRET) ? ENOMEM : real->unmap_secret(address, size);
 }
 /* The same bytes in every run. */
@@ -172,6 +218,7 @@ static fa_os faulty_os(bool lazy_commit) {
     fa_os os = *real;
     os.name = "faulty";
     os.lazy_commit = lazy_commit;
+    os.page_size = f_page_size;
     os.reserve = f_reserve;
     os.map_huge = f_map_huge;
     os.release = f_release;

@@ -536,6 +536,39 @@ TEST(the_exported_root_has_the_documented_layout) {
     for (unsigned i = 0; i < 100; i++) fa_global_free(keep[i]);
 }
 
+static int use_large_pages(void *unused) {
+    (void)unused;
+    const fa_os os = faulty_os(fa_os_platform()->lazy_commit);
+    no_fault();
+    fault.page = 64 * KIB;
+    fa_global_options options;
+    fa_global_options_init(&options);
+    options.huge_pages = true;
+    fa_global_configure(&options);
+    fa_global_start(&os);
+    static unsigned char *block[400];
+    for (unsigned round = 0; round < 3; round++) {
+        for (unsigned i = 0; i < 400; i++) {
+            const size_t size = (size_t)1 << (12 + (i + round) % 8); /* 50 MiB in all: the range grows in several steps */
+            block[i] = got(i % 3 == 0 ? fa_global_realloc(block[i], size) : fa_global_alloc_zeroed(1, size));
+            fill(block[i], size, i);
+        }
+        for (unsigned i = 0; i < 400; i++) {
+            if (i % 3 != 0) fa_global_free(block[i]);
+        }
+        (void)fa_global_trim(true);
+    }
+    CHECK(fa_global_is_valid());
+    return 0;
+}
+
+TEST(a_page_may_have_64_kib) {
+    SKIP_IF(fastalloc_malloc_stats.started, "the heap has begun: run this test alone");
+    const child_end end = run_in_child(use_large_pages, NULL);
+    if (end.exit_status != 0) printf("# exit %d, signal %d: %s\n", end.exit_status, end.signal, end.errors);
+    CHECK(end.exit_status == 0);
+}
+
 /* ---- zero on free, foreign pointers ------------------------------------------------------------------------------- */
 
 TEST(zero_on_free_leaves_nothing) {

@@ -619,6 +619,65 @@ static int use_heap(void *unused) {
     return scenario_end();
 }
 
+/* The records of large blocks, and what is asked of the system for those that grow by moving, with pages of 64 KiB. */
+static int use_large_pages(void *unused) {
+    (void)unused;
+    const fa_os os = faulty_os(fa_os_platform()->lazy_commit);
+    no_fault();
+    fault.page = 64 * KIB;
+    fa_global_start(&os);
+    enum { BLOCKS = 1500 }; /* more than the first step of records has room for */
+    static unsigned char *block[BLOCKS];
+    for (unsigned i = 0; i < BLOCKS; i++) {
+        block[i] = fa_global_alloc(40000 + i);
+        CHECK(block[i] != NULL);
+        block[i][0] = (unsigned char)i;
+    }
+    for (unsigned i = 0; i < 10; i++) CHECK((block[i] = fa_global_realloc(block[i], 3 * MIB + i * 100000)) != NULL);
+    for (unsigned i = 0; i < BLOCKS; i++) {
+        CHECK(block[i][0] == (unsigned char)i);
+        fa_global_free(block[i]);
+    }
+    (void)fa_global_trim(true);
+    CHECK(fa_global_is_valid() && stats_now().live == 0);
+    return 0;
+}
+
+TEST(a_page_may_have_64_kib) {
+    SKIP_IF(fastalloc_malloc_stats.started, "the heap has begun: run this test alone");
+    const child_end end = run_in_child(use_large_pages, NULL);
+    if (end.exit_status != 0) printf("# exit %d, signal %d: %s\n", end.exit_status, end.signal, end.errors);
+    CHECK(end.exit_status == 0);
+}
+
+/* More pages belong to such a block than to what it grows to: they must not be moved where there is no room for them. */
+static int grow_an_aligned_block(void *unused) {
+    (void)unused;
+    const fa_os os = faulty_os(fa_os_platform()->lazy_commit);
+    no_fault();
+    fa_global_start(&os);
+    for (size_t alignment = MIB; alignment <= 8 * MIB; alignment *= 2) {
+        for (size_t size = 100; size < MIB; size *= 3) {
+            unsigned char *neighbour = got(fa_global_alloc(100000)), *block = got(fa_global_alloc_aligned(alignment, size));
+            fill(neighbour, 100000, 1);
+            fill(block, size, 2);
+            block = got(fa_global_realloc(block, size * 2));
+            CHECK(is_filled(block, fa_align_down(size, 8), 2) && is_filled(neighbour, 100000, 1));
+            fa_global_check("check");
+            fa_global_free(block);
+        }
+    }
+    CHECK(fa_global_is_valid());
+    return 0;
+}
+
+TEST(an_aligned_block_grows_where_there_is_room) {
+    SKIP_IF(fastalloc_malloc_stats.started, "the heap has begun: run this test alone");
+    const child_end end = run_in_child(grow_an_aligned_block, NULL);
+    if (end.exit_status != 0) printf("# exit %d, signal %d: %s\n", end.exit_status, end.signal, end.errors);
+    CHECK(end.exit_status == 0);
+}
+
 TEST(every_fault_of_the_operating_system_is_survived) {
     SKIP_IF(fastalloc_malloc_stats.started, "the heap has begun: run this test alone");
     CHECK(survive_every_fault(use_heap) >= 9);

@@ -607,6 +607,36 @@ TEST(addresses_run_out_with_an_error) {
     }
 }
 
+TEST(a_page_may_have_64_kib) {
+    for (int lazy = 0; lazy < 2; lazy++) {
+        const fa_os os = faulty_os(lazy != 0);
+        no_fault();
+        fault.page = 64 * KIB;
+        FOR_EACH_KIND(kind) {
+            use_arena(&os, kind, 0, FA_TRY);
+            use_arena(&os, kind, FA_TRACKED, FA_TRY);
+        }
+        for (int secret = 0; secret < 2; secret++) {
+            fa_arena_options options = arena_options(FA_WITNESS, 4 * MIB);
+            options.os = &os;
+            options.guard = FA_GUARD_BLOCKS;
+            options.guard_pages = FA_TRY;
+            options.secret_memory = secret ? FA_TRY : FA_OFF;
+            fa_arena *arena = arena_with(&options);
+            void *block = fa_arena_alloc(arena, 100, 0), *other = fa_arena_alloc(arena, 100000, 0);
+            CHECK(block != NULL && other != NULL && fa_arena_is_valid(arena));
+            (void)fa_arena_seal(arena, FA_SEAL_NONE); /* or the platform cannot */
+            fa_arena_free(arena, other, 100000);
+            CHECK(fa_arena_unseal(arena) == FA_OK && trim_is_fine(fa_arena_trim(arena, 0)));
+            fa_arena_destroy(arena);
+        }
+        manager_scenario(&os);
+        hardened_scenario(&os);
+        fault.page = 0;
+        CHECK(fault.mapped == 0 && fault.blocks == 0);
+    }
+}
+
 TEST(a_reset_asks_the_system_for_nothing) {
     const fa_os os = faulty_os(true);
     FOR_EACH_KIND(kind) {

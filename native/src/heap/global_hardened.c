@@ -31,6 +31,7 @@
 #include "global_parts.h"
 
 #include "mem/canary.h"
+#include "mem/region.h"
 #include "report.h"
 
 #define WORD sizeof(uint64_t)
@@ -557,7 +558,7 @@ static bool make_records(void) {
         hard.bigs = memory;
         hard.most = most;
     }
-    if (hard.count == hard.most || os->commit(hard.bigs + hard.count, RECORDS_STEP * sizeof(big)) != 0) return false;
+    if (hard.count == hard.most || !fa_commit_items(os, hard.bigs, sizeof(big), hard.count, hard.count + RECORDS_STEP)) return false;
     hard.count += RECORDS_STEP;
     return true;
 }
@@ -840,6 +841,7 @@ static void *move_pages(big *one, size_t size) {
     const fa_os *os = fa_the_heap.os;
     size_t page = os->page_size(), room = (size_t)(one->close - one->open), phase = (size_t)(one->data - one->open), length;
     if (os->move == NULL || one->open == one->map || room < MOVED_MIN || size > SIZE_MAX / 4) return NULL;
+    if (size < (size_t)(one->close - one->data)) return NULL; /* an alignment took more pages than there would be room for */
     if (!fa_align_up(phase + size + size / 2, page, &length)) return NULL;
     length += 2 * page;
     lock();

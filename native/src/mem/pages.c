@@ -131,7 +131,7 @@ FA_COLD static bool commit_to(fa_pages *pages, uint32_t end) {
     uint32_t from = pages->committed;
     if (end <= from) return true;
     uint32_t step = (end - pages->start) / 8;
-    step = step < STEP_MIN ? STEP_MIN : step > STEP_MAX ? STEP_MAX : step;
+    step = step < STEP_MIN ? STEP_MIN : step > STEP_MAX ? STEP_MAX : fa_pages_round(pages, step);
     uint32_t to = end - from > step ? end : pages->end - from > step ? from + step : pages->end;
     unsigned char *runs = (unsigned char *)pages->run, *bitmap = (unsigned char *)pages->bitmap;
     if (!commit(pages, pages->base + from, pages->base + to) ||
