@@ -194,8 +194,9 @@ def test_pkg_config_of_absolute_places(tmp_path: Path) -> None:
 def test_library_in_a_cmake_project(prefix: Path, tmp_path: Path, where: str) -> None:
     tree = tmp_path / "build"
     found = f"-DCMAKE_PREFIX_PATH={prefix}" if where == "installed" else f"-DFASTALLOC_SOURCE={NATIVE}"
+    options = ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_UNITY_BUILD=ON", found]  # one unit is for the sources of the user
     for step in (
-        [tool("cmake"), "-S", str(NATIVE / "tests/install"), "-B", str(tree), "-DCMAKE_BUILD_TYPE=Debug", found],
+        [tool("cmake"), "-S", str(NATIVE / "tests/install"), "-B", str(tree), *options],
         [tool("cmake"), "--build", str(tree), "--parallel", "2"],
         [str(tree / "consumer_shared")],
         [str(tree / "consumer_static")],
