@@ -28,6 +28,9 @@ arena = fa.Polynomial("8MiB", name="p")
 witness = fa.Witness("1MiB", name="w")
 manager = fa.Manager(pool_blocks=64, name="m")
 source = np.arange(100)
+sealed = fa.Witness("64KiB")
+secret_block = sealed.alloc(100)
+sealed.seal()
 
 
 def one_array(): return arena.empty(100)
@@ -88,6 +91,9 @@ def install_arena():
     fa.uninstall()
     return kept
 def owns(): return arena.owns(arena.alloc(3))
+def unsealed():
+    with sealed.unsealed():
+        secret_block.wipe()
 
 run = globals()[operation]
 run()
@@ -119,6 +125,7 @@ for number in range(MOST):
     assert _binding.manager_is_valid(manager._heap), number
     for allocator in (arena, witness, manager):
         assert allocator.stats().live == 0, (number, allocator)
+    assert sealed.protection.sealed > 0, number
     arena.reset()
     done = 0 if raised else done + 1
     if done == 40:
