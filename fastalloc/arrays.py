@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 class ArrayFunctions:
     """NumPy's functions, signatures and all, with the data of the new array in this arena or manager.
 
-    The arrays are ordinary NumPy arrays. Each keeps the memory it lives in alive. Temporaries that the functions need
-    are there too. The data is aligned to 64 bytes, or to the arena's alignment if that is more.
+    The arrays are ordinary NumPy arrays. Each keeps the memory it lives in alive, for its views too; as with any array,
+    that is not so for views of one that is resized with refcheck=False. Temporaries that the functions need are there
+    too. The data is aligned to 64 bytes, or to the arena's alignment if that is more.
 
     `asarray` gives what is in this arena or manager already as it is, and copies what is elsewhere: with copy=False
     that is a ValueError.

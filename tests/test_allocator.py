@@ -9,7 +9,7 @@ import importlib
 import threading
 import tracemalloc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -673,6 +673,63 @@ def test_a_scope_left_in_another_context(allocator: Allocator) -> None:
     assert context.run(fa.get_allocator) is allocator
     context.run(scope.__exit__, None, None, None)
     assert context.run(fa.get_allocator) is None
+
+
+def test_scopes_that_are_never_left_keep_no_arena(allocator: Allocator) -> None:
+    """A thread that ends inside, and a generator that is closed elsewhere: only ScopeErrors remain of them."""
+
+    def suspended() -> Iterator[None]:
+        with fa.using_allocator(allocator):
+            yield
+
+    generator = suspended()
+    array = None
+
+    def work() -> None:
+        nonlocal array
+        fa.using_allocator(allocator).__enter__()
+        next(generator)
+        assert fa.get_allocator() is allocator
+        array = np.ones(100)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    with pytest.raises(fa.ScopeError, match="was not entered in this thread or context"):
+        generator.close()
+    assert array is not None
+    assert allocator.owns(array)
+
+
+@pytest.mark.parametrize("make", [lambda: fa.Polynomial("1MiB"), lambda: fa.Manager()])
+def test_an_arena_goes_though_a_scope_was_never_left(make: Callable[[], Allocator]) -> None:
+    made = make()
+    gone, memory = weakref.ref(made), weakref.ref(made._heap)
+    contexts = [contextvars.copy_context() for _ in range(2)]
+    for context in contexts:
+        context.run(fa.using_allocator(made).__enter__)
+        assert context.run(fa.get_allocator) is made
+    array = contexts[0].run(np.ones, 100)
+    assert made.owns(array)
+    contexts.pop()
+    del made, context
+    gc.collect()
+    assert gone() is None
+    assert isinstance(contexts[0].run(fa.get_allocator), fa.OtherAllocator)
+    assert contexts[0].run(np.ones, 100).sum() == 100
+    del contexts
+    gc.collect()
+    assert memory() is not None
+    assert array.sum() == 100
+    del array
+    assert memory() is None
+
+
+def test_a_closed_arena_is_still_the_allocator_of_a_scope(allocator: Allocator) -> None:
+    with fa.using_allocator(allocator):
+        allocator.close()
+        assert fa.get_allocator() is allocator
+    assert fa.get_allocator() is None
 
 
 def test_very_deep_scopes(allocator: Allocator) -> None:

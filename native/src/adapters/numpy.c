@@ -154,10 +154,11 @@ typedef struct handler {
     fa_numpy_handler numpy; /* first: what the capsule points at */
     fa_heap *heap;       /* null: the functions are those of `source` */
     PyObject *source;    /* another handler's capsule, that this one stands for */
-    PyObject *allocator; /* the Arena or Manager, while entered */
+    PyObject *allocator; /* the Arena or Manager, while entered; not if it is the one that keeps the capsule */
     PyObject *outer;     /* the capsule that was current before, while entered */
     size_t entered;      /* scopes that are open on it, in whatever contexts */
     bool lasting;        /* of set_allocator(): not a scope, ends with the scope around it */
+    bool kept;           /* by its Arena or Manager, which it must not keep in turn: both would stay for ever */
 } handler;
 
 /*
@@ -262,8 +263,18 @@ static const char *handler_label(PyObject *capsule) {
 static void handler_enter(handler *entered, PyObject *allocator, PyObject *outer) {
     if (entered->entered++ == 0) {
         fa_replace(&entered->outer, Py_NewRef(outer));
-        fa_replace(&entered->allocator, Py_XNewRef(allocator));
+        fa_replace(&entered->allocator, entered->kept ? NULL : Py_XNewRef(allocator));
     }
+}
+
+void fa_numpy_let_go(fa_allocator *allocator, bool lives) {
+    PyObject *capsule = allocator->capsule;
+    if (!capsule) return;
+    allocator->capsule = NULL;
+    handler *own = handler_in(capsule);
+    own->kept = false;
+    if (own->entered && lives) fa_replace(&own->allocator, Py_NewRef(FA_OBJECT(allocator)));
+    Py_DECREF(capsule);
 }
 
 static void handler_leave(handler *left) {
@@ -332,8 +343,11 @@ PyObject *fa_numpy_capsule_of(fa_allocator *allocator) {
         PyObject *capsule = handler_new(heap, NULL); /* may run the garbage collector, and so anything */
         bool still = allocator->heap == heap && !allocator->capsule;
         Py_DECREF(FA_OBJECT(heap));
-        if (still) return allocator->capsule = capsule;
         if (!capsule) return NULL;
+        if (still) {
+            handler_in(capsule)->kept = true;
+            return allocator->capsule = capsule;
+        }
         Py_DECREF(capsule);
     }
 }
@@ -537,7 +551,7 @@ int fa_numpy_replace_heap(fa_allocator *allocator, fa_heap *old, fa_heap *heap) 
 static PyObject *target_of(PyObject *capsule) {
     const handler *own = ours(capsule);
     if (own && own->allocator) return Py_NewRef(own->allocator);
-    if (own && own->heap && own->heap->allocator) { /* inherited from a context where its scope has ended */
+    if (own && own->heap && own->heap->allocator) { /* kept by it, or inherited from a context where its scope has ended */
         PyObject *allocator = PyObject_CallObject(own->heap->allocator, NULL);
         if (allocator != Py_None) return allocator;
         Py_DECREF(allocator);

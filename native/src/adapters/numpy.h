@@ -67,6 +67,9 @@ int fa_numpy_replace_heap(fa_allocator *allocator, fa_heap *old, fa_heap *heap);
 /* The capsule that an Arena or a Manager keeps for itself. Borrowed. */
 PyObject *fa_numpy_capsule_of(fa_allocator *allocator);
 
+/* Lets go of that capsule. If the allocator lives on, the scopes that are open with it keep it alive from now on. */
+void fa_numpy_let_go(fa_allocator *allocator, bool lives);
+
 /* Makes a handler the current one for one call of NumPy's, and then again what was. */
 typedef struct {
     PyObject *outer, *token;

@@ -95,16 +95,16 @@ fa_heap *fa_allocator_heap(fa_allocator *allocator) {
     return NULL;
 }
 
-static void allocator_let_go(fa_allocator *allocator) {
+static void allocator_let_go(fa_allocator *allocator, bool lives) {
     fa_heap *heap = allocator->heap;
     allocator->heap = NULL;
     if (heap) Py_CLEAR(heap->allocator);
-    Py_CLEAR(allocator->capsule);
+    fa_numpy_let_go(allocator, lives);
     Py_XDECREF(FA_OBJECT(heap));
 }
 
 static void allocator_dealloc(PyObject *self) {
-    allocator_let_go((fa_allocator *)self);
+    allocator_let_go((fa_allocator *)self, false);
     fa_python_free(self);
 }
 
@@ -130,7 +130,7 @@ static PyObject *allocator_adopt(PyObject *self, PyObject *heap_object) {
     allocator->heap = heap;
     allocator->lineage = heap->lineage;
     memcpy(allocator->label, heap->label, sizeof allocator->label);
-    Py_CLEAR(allocator->capsule);
+    fa_numpy_let_go(allocator, true);
     if (old) Py_CLEAR(old->allocator);
     int failed = old && fa_numpy_replace_heap(allocator, old, heap);
     Py_XDECREF(FA_OBJECT(old));
@@ -139,7 +139,7 @@ static PyObject *allocator_adopt(PyObject *self, PyObject *heap_object) {
 }
 
 static PyObject *allocator_release(PyObject *self, PyObject *Py_UNUSED(unused)) {
-    allocator_let_go((fa_allocator *)self);
+    allocator_let_go((fa_allocator *)self, true);
     Py_RETURN_NONE;
 }
 
