@@ -332,26 +332,26 @@ fa_manager *fa_manager_create(const fa_manager_options *options, fa_status *stat
 
 /* ---- blocks outside the pool ------------------------------------------------------------------------------------- */
 
-typedef struct found {
+typedef struct manager_block {
     enum block_kind kind;
     uint16_t *size_plus_1; /* POOLED: where its size stands, of the pool or of the slabs */
     size_t room;
     size_t size;
-} found;
+} manager_block;
 
 #define KIND_BITS 2
 #define SLACK_BITS 34
 #define FALLBACK_UNIT_LOG2 4
 #define LARGE_UNIT_LOG2 12
 
-static uint64_t pack(found block) {
+static uint64_t pack(manager_block block) {
     unsigned unit = block.kind == LARGE ? LARGE_UNIT_LOG2 : FALLBACK_UNIT_LOG2;
     uint64_t room = (uint64_t)block.room >> unit, slack = block.room - block.size;
     return room << (SLACK_BITS + KIND_BITS) | slack << KIND_BITS | (uint64_t)block.kind;
 }
 
-static found unpack(uint64_t value) {
-    found block = {.kind = (enum block_kind)(value & ((1U << KIND_BITS) - 1))};
+static manager_block unpack(uint64_t value) {
+    manager_block block = {.kind = (enum block_kind)(value & ((1U << KIND_BITS) - 1))};
     unsigned unit = block.kind == LARGE ? LARGE_UNIT_LOG2 : FALLBACK_UNIT_LOG2;
     block.room = (size_t)(value >> (SLACK_BITS + KIND_BITS) << unit);
     block.size = block.room - (size_t)(value >> KIND_BITS & ((UINT64_C(1) << SLACK_BITS) - 1));
@@ -470,7 +470,7 @@ static void *alloc_large(fa_manager *manager, size_t alignment, size_t size, siz
     if (!hit && may) cached = (fa_cached){.address = map_large(manager, alignment, room), .size = room};
     if (cached.address == NULL) return NULL;
 
-    found block = {.kind = LARGE, .room = cached.size, .size = size};
+    manager_block block = {.kind = LARGE, .room = cached.size, .size = size};
     lock(manager);
     bool entered = allowed(manager, size, credit) && fa_table_insert(&manager->table, manager->os, cached.address, pack(block));
     if (entered) {
@@ -486,7 +486,7 @@ static void *alloc_large(fa_manager *manager, size_t alignment, size_t size, siz
 }
 
 static void *alloc_fallback(fa_manager *manager, size_t alignment, size_t size, bool zeroed, size_t credit) {
-    found block = {.kind = FALLBACK, .room = fallback_room(size), .size = size};
+    manager_block block = {.kind = FALLBACK, .room = fallback_room(size), .size = size};
     lock(manager);
     bool may = allowed(manager, size, credit);
     unlock(manager);
@@ -595,7 +595,7 @@ static void free_run(fa_manager *manager, void *address, uint32_t page) {
 }
 
 /* Gives the memory of a block that is in no table any more back, zeroed: outside the lock. */
-static void retire(fa_manager *manager, void *address, found block) {
+static void retire(fa_manager *manager, void *address, manager_block block) {
     if (block.kind == FALLBACK) {
         fa_secure_zero(address, block.room);
         manager->os->heap_free(address);
@@ -623,7 +623,7 @@ FA_APART static fa_status free_slow(fa_manager *manager, void *address) {
         return page != 0 ? FA_OK : FA_ERR_CORRUPT;
     }
     fa_slot *slot = fa_table_find(&manager->table, address);
-    found block = {0};
+    manager_block block = {0};
     if (slot != NULL) {
         block = unpack(slot->value);
         fa_table_remove(&manager->table, slot);
@@ -654,8 +654,8 @@ void *fa_aligned_alloc(fa_manager *manager, size_t alignment, size_t size) {
 }
 
 /* What is known of a live block; FA_ERR_CORRUPT or FA_ERR_FOREIGN if it is not one. The lock is held. */
-static fa_status look_up(fa_manager *manager, const void *address, found *block) {
-    *block = (found){.kind = POOLED};
+static fa_status look_up(fa_manager *manager, const void *address, manager_block *block) {
+    *block = (manager_block){.kind = POOLED};
     bool in_pool = fa_pool_owns(&manager->pool, address);
     if (in_pool || fa_slabs_own(&manager->slabs, address)) {
         fa_slab_place place;
@@ -679,7 +679,7 @@ static fa_status look_up(fa_manager *manager, const void *address, found *block)
     if (in_runs(manager, address)) {
         uint32_t page = run_at(manager, address);
         if (page == 0) return FA_ERR_CORRUPT;
-        *block = (found){.kind = RUN, .room = run_room(manager, page), .size = manager->pages.run[page].next};
+        *block = (manager_block){.kind = RUN, .room = run_room(manager, page), .size = manager->pages.run[page].next};
         return FA_OK;
     }
     const fa_slot *slot = fa_table_find(&manager->table, address);
@@ -689,12 +689,12 @@ static fa_status look_up(fa_manager *manager, const void *address, found *block)
 }
 
 /* What the user may have written. Above its size a large block or a run is promised to be zero, so only that much. */
-static size_t usable(const found *block) {
+static size_t usable(const manager_block *block) {
     return block->kind == LARGE || block->kind == RUN ? block->size : block->room;
 }
 
 /* Whether a block should stay where it is with another size. */
-static bool stays(const fa_manager *manager, const void *address, const found *block, size_t size) {
+static bool stays(const fa_manager *manager, const void *address, const manager_block *block, size_t size) {
     if (fa_pool_owns(&manager->pool, address)) return size <= block->room;
     if (block->kind == POOLED) return size <= block->room && fa_slab_size(fa_slab_class(size)) == block->room;
     if (block->kind == LARGE) return size >= manager->large_size && large_room(manager, size) == block->room;
@@ -703,7 +703,7 @@ static bool stays(const fa_manager *manager, const void *address, const found *b
 }
 
 /* Changes the size of a block in place; the lock is held. What is cut off becomes zero. */
-static void set_size(fa_manager *manager, void *address, found block, size_t size) {
+static void set_size(fa_manager *manager, void *address, manager_block block, size_t size) {
     size_t end = usable(&block);
     if (size < end) fa_secure_zero((unsigned char *)address + size, end - size);
     if (block.room > MAX_SLACK) size = fa_max(size, block.room - MAX_SLACK);
@@ -717,7 +717,7 @@ static void set_size(fa_manager *manager, void *address, found block, size_t siz
 }
 
 /* The same of a run, which gives pages back, or takes those behind it; false, with nothing changed, if it needs more of them. */
-static bool set_run_size(fa_manager *manager, void *address, found block, size_t size) {
+static bool set_run_size(fa_manager *manager, void *address, manager_block block, size_t size) {
     fa_pages *pages = &manager->pages;
     uint32_t page = run_at(manager, address), count = run_pages(manager, size);
     if (!fa_pages_extend(pages, page, count)) return false;
@@ -728,15 +728,15 @@ static bool set_run_size(fa_manager *manager, void *address, found block, size_t
     return true;
 }
 
-static bool set_any_size(fa_manager *manager, void *address, found block, size_t size) {
+static bool set_any_size(fa_manager *manager, void *address, manager_block block, size_t size) {
     if (block.kind == RUN) return set_run_size(manager, address, block, size);
     set_size(manager, address, block, size);
     return true;
 }
 
 /* A large block grows or shrinks to another large room by moving its pages: the table forgets it meanwhile. */
-static void *move_pages(fa_manager *manager, void *address, found block, size_t size) {
-    found now = {.kind = LARGE, .room = large_room(manager, size), .size = size};
+static void *move_pages(fa_manager *manager, void *address, manager_block block, size_t size) {
+    manager_block now = {.kind = LARGE, .room = large_room(manager, size), .size = size};
     lock(manager);
     fa_slot *slot = fa_table_find(&manager->table, address);
     bool may = now.room != 0 && slot != NULL && allowed(manager, size, block.size);
@@ -759,7 +759,7 @@ static void *move_pages(fa_manager *manager, void *address, found block, size_t 
 }
 
 void *fa_manager_try_realloc(fa_manager *manager, void *address, size_t alignment, size_t size, fa_status *status) {
-    found block = {0};
+    manager_block block = {0};
     *status = FA_ERR_INVALID;
     if (!fa_is_power_of_two(alignment) || alignment > FA_MAX_ALIGNMENT) return NULL;
     alignment = fa_max(alignment, FA_MIN_ALIGNMENT);
@@ -813,7 +813,7 @@ void *fa_realloc(fa_manager *manager, void *block, size_t size) {
 /* ---- looking, trimming, ending ----------------------------------------------------------------------------------- */
 
 size_t fa_usable_size(const fa_manager *manager, const void *address) {
-    found block;
+    manager_block block;
     size_t size;
     if (manager->hardened != NULL) return fa_strict_size(manager->hardened, address, &size) ? size : 0;
     lock(manager);
@@ -823,7 +823,7 @@ size_t fa_usable_size(const fa_manager *manager, const void *address) {
 }
 
 bool fa_owns(const fa_manager *manager, const void *pointer) {
-    found block;
+    manager_block block;
     size_t size;
     if (manager->hardened != NULL) return fa_strict_size(manager->hardened, pointer, &size);
     lock(manager);
@@ -913,7 +913,7 @@ void fa_manager_destroy(fa_manager *manager) {
     size_t position = 0;
     for (fa_slot *slot = fa_table_next(&manager->table, &position); slot != NULL;
          slot = fa_table_next(&manager->table, &position)) {
-        found block = unpack(slot->value);
+        manager_block block = unpack(slot->value);
         fa_secure_zero((void *)slot->address, block.kind == LARGE ? block.size : block.room);
         if (block.kind == LARGE) (void)os->release((void *)slot->address, block.room);
         else os->heap_free((void *)slot->address);
@@ -965,7 +965,7 @@ bool fa_manager_is_valid(const fa_manager *manager) {
     size_t position = 0;
     for (const fa_slot *slot = fa_table_next(&manager->table, &position); slot != NULL;
          slot = fa_table_next(&manager->table, &position)) {
-        found block = unpack(slot->value);
+        manager_block block = unpack(slot->value);
         sizes += block.size;
         rooms += block.room;
         large += block.kind == LARGE ? block.room : 0;
