@@ -678,6 +678,18 @@ TEST(an_aligned_block_grows_where_there_is_room) {
     CHECK(end.exit_status == 0);
 }
 
+TEST(freed_large_blocks_stay_counted_while_small_blocks_grow) {
+    enum { BLOCKS = 64 };
+    static unsigned char *blocks[BLOCKS];
+    fa_global_free(got(fa_global_alloc(3 * MIB)));
+    const size_t cached = FA_COUNTED(large_cached), live = FA_COUNTED(pages_live);
+    CHECK(cached >= 3 * MIB);
+    for (size_t i = 0; i < BLOCKS; i++) blocks[i] = got(fa_global_alloc(8000));
+    CHECK(FA_COUNTED(pages_live) > live && FA_COUNTED(large_cached) == cached);
+    CHECK(fa_global_is_valid());
+    for (size_t i = 0; i < BLOCKS; i++) fa_global_free(blocks[i]);
+}
+
 TEST(every_fault_of_the_operating_system_is_survived) {
     SKIP_IF(fastalloc_malloc_stats.started, "the heap has begun: run this test alone");
     CHECK(survive_every_fault(use_heap) >= 9);

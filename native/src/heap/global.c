@@ -259,7 +259,7 @@ static uint32_t take_pages(uint32_t count, uint32_t alignment, fa_run_kind kind,
     }
     count_pages();
     fa_lock_give(&global.pages_lock);
-    if (grown && FA_COUNTED(large_cached) > 0) fa_large_make_way();
+    if (grown && !fa_is_hardened() && FA_COUNTED(large_cached) > 0) fa_large_make_way();
     return first;
 }
 
