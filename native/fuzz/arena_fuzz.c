@@ -54,6 +54,7 @@ static void run_on(bool another, void (*work)(void *), void *argument) {
 /* ---- the state ------------------------------------------------------------------------------------------------------ */
 
 #define MARKS 12U
+#define DEAD 8U
 
 typedef struct mark_model {
     fa_mark mark;
@@ -67,6 +68,8 @@ typedef struct state {
     bool tracked, closed, secret, guarded;
     corruption_note note;
     model blocks;
+    unsigned char *dead[DEAD]; /* where blocks were: freed, moved, rewound, reset */
+    size_t dead_count;
     mark_model marks[MARKS];
     size_t mark_count;
     input from;
@@ -87,9 +90,24 @@ static uint64_t since(const state *self, uint64_t seed, uint64_t *bytes) {
     return count;
 }
 
+static void bury(state *self, unsigned char *address) { self->dead[self->dead_count++ % DEAD] = address; }
+
 static void drop_since(state *self, uint64_t seed) {
-    for (size_t i = self->blocks.count; i-- > 0;)
-        if (self->blocks.live[i].seed > seed) self->blocks.live[i] = self->blocks.live[--self->blocks.count];
+    for (size_t i = self->blocks.count; i-- > 0;) {
+        if (self->blocks.live[i].seed <= seed) continue;
+        bury(self, self->blocks.live[i].address);
+        self->blocks.live[i] = self->blocks.live[--self->blocks.count];
+    }
+}
+
+/* Where a block was is none, unless one begins there again. */
+static void try_the_dead(state *self) {
+    unsigned char *dead = self->dead[next_below(&self->from, DEAD)];
+    for (size_t i = 0; i < self->blocks.count; i++)
+        if (self->blocks.live[i].address == dead) return;
+    if (dead == NULL) return;
+    CHECK(!fa_arena_is_live(self->arena, dead) && fa_arena_usable_size(self->arena, dead) == 0);
+    CHECK(fa_arena_try_free(self->arena, dead) != FA_OK);
 }
 
 /* ---- operations ----------------------------------------------------------------------------------------------------- */
@@ -129,6 +147,7 @@ static void release(state *self) {
     if (self->blocks.count == 0) return;
     const model_block block = model_remove(&self->blocks, self->choice % 4 == 0 ? self->blocks.count - 1
                                                                                 : next_below(&self->from, self->blocks.count));
+    bury(self, block.address);
     if (self->choice % 3 == 0 && knows_blocks(self)) {
         CHECK(fa_arena_try_free(self->arena, block.address) == FA_OK);
         CHECK(!fa_arena_is_live(self->arena, block.address));
@@ -148,7 +167,10 @@ static void resize(state *self) {
     CHECK(moved_holds(&block, moved, size));
     self->blocks.live[index] = self->blocks.live[--self->blocks.count];
     model_add(&self->blocks, moved, size, alignment);
-    if (moved != block.address) return;
+    if (moved != block.address) {
+        bury(self, block.address);
+        return;
+    }
     /* In place: as old as it was, also for the marks. */
     self->blocks.live[self->blocks.count - 1].seed = block.seed;
     mark_block(&self->blocks.live[self->blocks.count - 1]);
@@ -159,6 +181,7 @@ static void misuse(state *self) {
     const int before = self->note.count;
     CHECK(fa_arena_try_free(self->arena, &self->note) == FA_ERR_FOREIGN);
     if (!knows_blocks(self)) return;
+    try_the_dead(self);
     if (self->blocks.count > 0) { /* the middle of a block */
         const model_block *block = &self->blocks.live[next_below(&self->from, self->blocks.count)];
         unsigned char *inside = block->address + 1 + detail % 64;
@@ -230,7 +253,8 @@ static void forget_all(state *self) {
     CHECK(status == (busy && !wipe ? FA_ERR_BUSY : FA_OK));
     if (busy && !wipe) return;
     if (!busy) {
-        self->blocks.count = self->mark_count = 0;
+        drop_since(self, 0);
+        self->mark_count = 0;
         return;
     }
     for (size_t i = 0; i < self->blocks.count; i++) {
@@ -297,7 +321,7 @@ static void step(void *argument) {
     else if (self->choice < 240) forget_all(self);
     else if (self->choice < 246) fork_here(self);
     else if (self->choice < 250) seal_a_while(self);
-    else if (self->choice < 252) CHECK(fa_arena_restart_peak(self->arena, &used_now) >= used_now);
+    else if (self->choice < 252) CHECK(!knows_blocks(self) || fa_arena_restart_peak(self->arena, &used_now) >= used_now);
     else if (self->choice == 255) close_it(self);
 }
 
