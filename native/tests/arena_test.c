@@ -1542,4 +1542,21 @@ TEST(a_mark_is_above_the_fallback_blocks_before_it) {
     }
 }
 
+TEST(fallback_blocks_freed_after_a_mark_are_not_counted_after_the_rewind) {
+    const fa_arena_options options = arena_options(FA_SCRATCH, 64 * KIB);
+    fa_arena *arena = arena_with(&options);
+    void *first = fa_arena_alloc(arena, MIB, 0), *second = fa_arena_alloc(arena, 2 * MIB, 0);
+    CHECK(fa_arena_alloc(arena, 100, 0) != NULL);
+    const fa_mark mark = fa_arena_mark(arena);
+    fa_arena_free(arena, first, MIB);
+    CHECK(fa_arena_alloc(arena, 100, 0) != NULL && fa_arena_alloc(arena, MIB, 0) != NULL);
+    CHECK(fa_arena_rewind(arena, mark) == FA_OK);
+    const fa_arena_stats left = arena_stats(arena);
+    CHECK(left.live == 2 && left.requested == 2 * MIB + 100 && left.allocated == 5);
+    fa_arena_free(arena, second, 2 * MIB);
+    CHECK(arena_stats(arena).live == 1 && arena_stats(arena).requested == 100);
+    CHECK(fa_arena_rewind(arena, mark) == FA_OK && arena_stats(arena).live == 1);
+    fa_arena_destroy(arena);
+}
+
 int main(int argc, char **argv) { return tap_main(argc, argv); }

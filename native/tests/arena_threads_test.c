@@ -339,6 +339,22 @@ TEST(memory_that_another_thread_gave_back_is_seen_as_it_left_it) {
     fa_arena_destroy(arena);
 }
 
+static void *allocate_and_free(void *argument) {
+    for (size_t i = 0; i < (UNDER_VALGRIND ? 100 : 20000); i++) fa_arena_free(argument, fa_arena_alloc(argument, 16, 0), 16);
+    return NULL;
+}
+
+TEST(one_thread_frees_while_another_makes_marks) {
+    SKIP_IF(!HAS_THREADS, NO_THREADS);
+    fa_arena *arena = new_arena(FA_SCRATCH, MIB);
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, allocate_and_free, arena) == 0);
+    for (size_t i = 0; i < 2000; i++) CHECK(fa_arena_alloc(arena, 16, 0) != NULL && fa_arena_mark(arena).serial != 0);
+    pthread_join(thread, NULL);
+    CHECK(arena_stats(arena).live == 2000 && fa_arena_is_valid(arena));
+    fa_arena_destroy(arena);
+}
+
 static atomic_bool is_done;
 static void *allocate_millions(void *argument) {
     worker *self = argument;

@@ -88,6 +88,22 @@ TEST(a_rewound_witness_arena_is_wiped_above_the_mark) {
     fa_arena_destroy(arena);
 }
 
+/* Above 32 KiB a block has whole pages, all of which may be used. */
+TEST(what_a_large_witness_block_gives_back_when_it_grows_is_wiped) {
+    fa_arena *arena = new_arena(FA_WITNESS, MIB);
+    const size_t size = 32 * KIB + 1;
+    unsigned char *block = fa_arena_alloc(arena, size, 0);
+    const size_t usable = fa_arena_usable_size(arena, block);
+    CHECK(usable >= size + KIB);
+    fill(block, usable, 7);
+    CHECK(fa_arena_alloc(arena, 64, 0) != NULL);
+    CHECK(fa_arena_realloc(arena, block, size, size + 1, 0) == block);
+    const size_t given = usable - fa_arena_usable_size(arena, block);
+    CHECK(is_filled(block, size + 1, 7) && given > 0);
+    CHECK(is_zero(block + usable - given, given));
+    fa_arena_destroy(arena);
+}
+
 TEST(a_witness_block_that_shrinks_or_moves_leaves_zeros_behind) {
     fa_arena *arena = new_arena(FA_WITNESS, MIB);
     unsigned char *block = fa_arena_alloc(arena, 10000, 0);

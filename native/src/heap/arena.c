@@ -293,7 +293,7 @@ static fa_status fallback_alloc(fa_arena *arena, size_t size, size_t alignment, 
     void *memory = arena->os->heap_alloc(room, alignment);
     if (memory == NULL) return FA_ERR_NOMEM;
     lock(arena);
-    uint32_t depth = arena->mapped ? arena->blocks.depth : arena->marks;
+    uint32_t depth = arena->mapped ? arena->blocks.depth : FA_GET(arena->marks);
     fa_status status = arena->closed ? FA_ERR_STALE : FA_OK;
     if (status == FA_OK && !fa_table_insert(&arena->fallback, arena->os, memory, (uint64_t)size << LEVEL_BITS | depth))
         status = FA_ERR_NOMEM;
@@ -506,6 +506,10 @@ fa_status fa_arena_rewind(fa_arena *arena, fa_mark mark) {
         arena->mapped ? fa_mapped_rewind(arena, mark, &level) : fa_bumped_rewind(arena, mark, &level);
     if (status == FA_OK) {
         release_fallbacks(arena, level);
+        if (!arena->mapped) { /* those from before the mark that are still there */
+            arena->live += fa_table_known(&arena->fallback);
+            arena->bytes += arena->fallback_bytes;
+        }
         arena->rewinds++;
     }
     unlock(arena);
@@ -561,7 +565,7 @@ static fa_status release_all(fa_arena *arena, bool is_zero, fa_table *orphans) {
         fa_mapped_reset(arena);
         arena->live = arena->bytes = 0;
     } else {
-        arena->marks = 0;
+        FA_SET(arena->marks, 0);
         fa_bumped_release(arena, 0, 0, 0);
     }
     *orphans = arena->fallback;

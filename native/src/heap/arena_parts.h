@@ -46,8 +46,8 @@ typedef struct fa_thread {
 /* A mark in a bumped arena. */
 typedef struct fa_bump_mark {
     uint64_t serial;
-    size_t position;
-    uint64_t live, bytes; /* below it */
+    _Atomic size_t position;
+    uint64_t live, bytes; /* below it, but for fallback blocks, which may be freed meanwhile */
     uint64_t fallbacks;   /* the arena's, when nothing but those before the mark were there */
 } fa_bump_mark;
 
@@ -92,7 +92,7 @@ struct fa_arena {
     fa_canary canary;        /* guarded: nobody can guess */
 
     fa_bump_mark *mark;      /* bumped: FA_MAX_LEVELS of them; [0] is the bottom */
-    uint32_t marks;          /* on top of the bottom */
+    _Atomic uint32_t marks;  /* on top of the bottom; read without the lock by whoever frees */
     uint64_t serial;
     fa_thread *thread;       /* bumped: MAX_THREADS, then the shared one */
     _Atomic uint32_t threads;

@@ -191,7 +191,7 @@ static fa_thread *newest_is(fa_arena *arena, const void *block, size_t size, siz
     *offset = (size_t)((const unsigned char *)block - arena->base);
     if (shared || !fa_chunk_is_current(&arena->bump, &thread->chunk)) return NULL;
     if (!fa_align_up(fa_max(size, 1), arena->granule, &rounded) || rounded > cursor) return NULL;
-    return *offset == cursor - rounded && *offset >= arena->mark[arena->marks].position ? thread : NULL;
+    return *offset == cursor - rounded && *offset >= FA_GET(arena->mark[FA_GET(arena->marks)].position) ? thread : NULL;
 }
 
 /* What is left of the chunk is more than can be counted: it goes back, or, if others are above it, is handed out the slow way. */
@@ -264,17 +264,21 @@ fa_mark fa_bumped_mark(fa_arena *arena) {
         FA_SET(thread->chunk.epoch, 0);
         recent_of(arena)->epoch = 0;
     }
-    fa_bump_mark *top = &arena->mark[arena->marks];
-    bool full = arena->marks + 1 >= FA_MAX_LEVELS;
+    uint32_t marks = FA_GET(arena->marks);
+    fa_bump_mark *top = &arena->mark[marks];
+    bool full = marks + 1 >= FA_MAX_LEVELS;
     /* A mark with nothing since, in the region or from malloc, serves again. */
-    bool again = arena->marks > 0 && top->position == position && top->fallbacks == arena->fallbacks;
+    bool again = marks > 0 && FA_GET(top->position) == position && top->fallbacks == arena->fallbacks;
     if (!again && !full) {
         uint64_t allocated;
-        top = &arena->mark[++arena->marks];
+        top = &arena->mark[marks + 1];
         fa_bumped_counts(arena, &top->live, &top->bytes, &allocated);
-        top->position = position;
+        top->live -= fa_table_known(&arena->fallback);
+        top->bytes -= arena->fallback_bytes;
+        FA_SET(top->position, position);
         top->fallbacks = arena->fallbacks;
         top->serial = ++arena->serial;
+        FA_SET(arena->marks, marks + 1);
     }
     fa_mark mark = {.position = position, .serial = again || !full ? top->serial : 0};
     unlock(arena);
@@ -293,11 +297,12 @@ static bool rewind_mine(fa_arena *arena, const fa_bump_mark *at) {
     size_t end = FA_GET(mine->chunk.end);
     if (!always_usable(arena)) return false; /* there may be holes below the chunk */
     if (!fa_chunk_is_current(&arena->bump, &mine->chunk) || end != FA_GET(arena->bump.cursor)) return false;
-    if (end - at->position > UINT32_MAX) return false; /* can_count */
+    size_t position = FA_GET(at->position);
+    if (end - position > UINT32_MAX) return false; /* can_count */
     FOR_EACH_THREAD(arena, thread) {
         if (thread != mine && FA_GET(thread->epoch) == FA_GET(arena->bump.epoch)) return false;
     }
-    take_back(arena, mine, at->position);
+    take_back(arena, mine, position);
     /* What is below the mark is the arena's to count, as after a release. */
     arena->peak = fa_max((size_t)arena->peak, fa_min(FA_GET(mine->high), end));
     FA_SET(mine->allocated, FA_GET(mine->allocated) + live_of(mine));
@@ -310,14 +315,15 @@ static bool rewind_mine(fa_arena *arena, const fa_bump_mark *at) {
 }
 
 fa_status fa_bumped_rewind(fa_arena *arena, fa_mark mark, uint32_t *level) {
-    for (uint32_t depth = arena->marks; depth > 0; depth--) {
+    for (uint32_t depth = FA_GET(arena->marks); depth > 0; depth--) {
         fa_bump_mark *at = &arena->mark[depth];
         if (at->serial > mark.serial) continue;
-        if (at->serial != mark.serial || at->position != mark.position) break;
-        arena->marks = depth;
+        size_t position = FA_GET(at->position);
+        if (at->serial != mark.serial || position != mark.position) break;
+        FA_SET(arena->marks, depth);
         at->fallbacks = arena->fallbacks; /* those since go */
         *level = depth;
-        if (!rewind_mine(arena, at)) fa_bumped_release(arena, at->position, at->live, at->bytes);
+        if (!rewind_mine(arena, at)) fa_bumped_release(arena, position, at->live, at->bytes);
         return FA_OK;
     }
     return FA_ERR_STALE;

@@ -23,7 +23,8 @@
  * Invariants: requested = the sum of the sizes of live blocks <= limit; a live block is in one of pool, slabs, runs and table;
  * nothing that is free holds a byte of what was in it.
  * Thread rule: one thread, or any with FA_LOCKED. No system call, no wipe of a run or a large block, and no malloc happens
- * inside the lock, but for growth of slabs, runs and table. Cost: O(1); pool blocks a dozen instructions and a wipe of block_size bytes.
+ * inside the lock, but for growth of slabs, runs and table, and for the spans that a trim gives back. Cost: O(1); pool blocks a
+ * dozen instructions and a wipe of block_size bytes.
  */
 #include "manager.h"
 

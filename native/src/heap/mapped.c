@@ -191,7 +191,8 @@ fa_status fa_mapped_resize(fa_arena *arena, void *block, size_t *old_size, size_
         if (arena->careful) status = fa_secret_ready(arena);
         if (status == FA_OK && granules == 0) status = FA_ERR_NOMEM;
         if (status == FA_OK && end > had_end) status = fa_region_use(&arena->region, fa_min(end, arena->region.capacity));
-        if (status == FA_OK && arena->kind == FA_WITNESS && new_size < *old_size)
+        /* A large block had whole pages: what is asked for may grow and the room shrink. */
+        if (status == FA_OK && arena->kind == FA_WITNESS && (new_size < *old_size || end < had_end))
             fa_secure_zero((unsigned char *)block + new_size, had_end - offset - new_size);
         while (status == FA_OK && !fa_blocks_resize(&arena->blocks, index, granules, new_size)) {
             bool short_of_map = had_end >> arena->blocks.shift == arena->blocks.cursor && end <= arena->region.capacity;
