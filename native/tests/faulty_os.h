@@ -125,11 +125,20 @@ static int f_release(void *address, size_t size) {
     if (error == 0) book_released(address, size);
     return error;
 }
+/* The system's own is aligned to its own pages only. */
+static int remap_by_copy(void *address, size_t old_size, size_t new_size, void **moved) {
+    const int error = real->reserve(new_size, fault.page, moved);
+    if (error != 0) return error;
+    CHECK(real->commit(*moved, new_size) == 0);
+    memcpy(*moved, address, old_size < new_size ? old_size : new_size);
+    return real->release(address, old_size);
+}
 static int f_remap(void *address, size_t old_size, size_t new_size, void **moved) {
     check_whole(address, old_size);
     check_whole(address, new_size);
     if (fails(REMAP)) return ENOMEM;
-    const int error = real->remap(address, old_size, new_size, moved);
+    const int error = fault.page != 0 ? remap_by_copy(address, old_size, new_size, moved)
+                                      : real->remap(address, old_size, new_size, moved);
     if (error == 0) {
         book_released(address, old_size);
         book_mapped(*moved, new_size);
