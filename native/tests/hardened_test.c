@@ -518,6 +518,30 @@ TEST(neighbours_are_armed_at_the_same_time) {
     CHECK(fa_global_is_valid());
 }
 
+/* A process may end, and look at all blocks, while its threads give theirs other sizes. */
+static atomic_bool resized;
+static void *resize_blocks(void *unused) {
+    unsigned char *small = got(fa_global_alloc(24)), *large = got(fa_global_alloc(200000));
+    for (size_t i = 0; i < (SLOW ? 3000 : 30000); i++) {
+        small = got(fa_global_realloc(small, 24 + i * 7 % 17));
+        large = got(fa_global_realloc(large, i % 256 == 0 ? 3 * MIB : 150000 + i * 7919 % 100000));
+    }
+    fa_global_free(small);
+    fa_global_free(large);
+    resized = true;
+    return unused;
+}
+
+TEST(blocks_may_be_looked_at_while_they_are_resized) {
+    SKIP_IF(UNDER_TSAN, "small blocks are looked at without a lock, and again if they look wrong");
+    pthread_t thread;
+    resized = false;
+    CHECK(pthread_create(&thread, NULL, resize_blocks, NULL) == 0);
+    while (!resized) fa_global_check("check at exit");
+    CHECK(pthread_join(thread, NULL) == 0);
+    CHECK(fa_global_is_valid());
+}
+
 static int exchange_in_child(void *unused) {
     (void)unused;
     if (!UNDER_TSAN) exchange_on_threads(); /* which cannot make threads in a child of a program that had some */

@@ -801,7 +801,14 @@ static bool free_big(void *block, size_t size) {
 
 /* ---- another size for a large block ------------------------------------------------------------------------------------ */
 
-/* The lock protects those who look at all records. */
+/* Record, canary and open pages change one by one: who looks at all blocks leaves one alone that is on its way. */
+static void set_fate(big *one, fate now) {
+    lock();
+    one->fate = (uint8_t)now;
+    unlock();
+}
+
+/* Others look for addresses in records while the lock is theirs. */
 static void resize(big *one, size_t size, unsigned char *close) {
     size_t room = (size_t)(close - one->open);
     FA_COUNT(large_bytes, room - (size_t)(one->close - one->open));
@@ -867,14 +874,12 @@ static void *move_pages(big *one, size_t size) {
     other->close = close;
     lock();
     fa_slot *slot = fa_table_find(&hard.table, one->data);
-    one->fate = ON_ITS_WAY;
     fa_table_take_out(&hard.table, slot);
     unlock();
     bool moved = os->move(one->open, room, open) == 0;
     lock();
     const big *now = moved ? other : one;
     fa_table_put_back(&hard.table, now->data, (uint64_t)(now - hard.bigs));
-    hard.bigs[now - hard.bigs].fate = IN_USE;
     unlock();
     if (!moved) {
         release_big(other);
@@ -882,6 +887,7 @@ static void *move_pages(big *one, size_t size) {
     }
     memset(data + one->size, 0, (size_t)(one->close - one->data) - one->size); /* it was canary */
     surround(other);
+    set_fate(other, IN_USE);
     FA_COUNT(large_bytes, (size_t)(close - open) - room);
     FA_COUNT(moved, 1);
     fa_global_note_peak();
@@ -1001,9 +1007,11 @@ static bool resize_small(const spot *at, size_t old_size, size_t size) {
     if (size > SMALL_MAX || fa_global_class(size + WORD) != at->form->class) return false;
     const fa_canary canary = canary_of(at->start);
     unsigned char *end = at->start + at->form->size - WORD;
+    /* Whoever looks at all blocks leaves it alone meanwhile. */
+    (void)atomic_exchange_explicit(at->state, BUSY, memory_order_acquire);
     memset(at->start + fa_min(old_size, size), 0, (size_t)(end - at->start) - fa_min(old_size, size));
     fill_slack(at, size, slack_of(&canary));
-    STORE(*at->state, (uint16_t)(size + LIVE));
+    atomic_store_explicit(at->state, (uint16_t)(size + LIVE), memory_order_release);
     return true;
 }
 
@@ -1024,12 +1032,15 @@ void *fa_hardened_realloc(fa_heap *heap, void *block, size_t size) {
     } else {
         lock();
         big *one = big_of(block);
+        one->fate = ON_ITS_WAY;
         unlock();
         if (damage_of(one, &fault)) report("realloc", fault, block);
         /* It stays where it fits, unless it wastes half. */
-        if (size > SMALL_MAX && size > old_size / 2 && resize_in_place(one, size)) return block;
-        void *moved = size > old_size ? move_pages(one, size) : NULL;
+        bool stays = size > SMALL_MAX && size > old_size / 2 && resize_in_place(one, size);
+        void *moved = !stays && size > old_size ? move_pages(one, size) : NULL;
         if (moved != NULL) return moved;
+        set_fate(one, IN_USE);
+        if (stays) return block;
     }
     bool grows = at.state == NULL && size > old_size; /* and will again */
     void *moved = grows ? alloc_big(size, FA_CANARY, size / 2) : NULL;
