@@ -522,7 +522,7 @@ TEST(neighbours_are_armed_at_the_same_time) {
 static atomic_bool resized;
 static void *resize_blocks(void *unused) {
     unsigned char *small = got(fa_global_alloc(24)), *large = got(fa_global_alloc(200000));
-    for (size_t i = 0; i < (SLOW ? 3000 : 30000); i++) {
+    for (size_t i = 0; i < (SLOW ? 1000 : 5000); i++) {
         small = got(fa_global_realloc(small, 24 + i * 7 % 17));
         large = got(fa_global_realloc(large, i % 256 == 0 ? 3 * MIB : 150000 + i * 7919 % 100000));
     }
