@@ -829,6 +829,10 @@ TEST(secret_memory_grows_and_is_given_back) {
     CHECK(faults(read_byte, large));
     large = fa_arena_alloc(arena, 2 * MIB, 0);
     CHECK(large != NULL && is_zero(large, 2 * MIB) && !can_be_read_from_outside(large + MIB, 64));
+    fa_arena_free(arena, large, 2 * MIB);
+    CHECK(fa_arena_seal(arena, FA_SEAL_NONE) == FA_OK && fa_arena_trim(arena, 0) == FA_OK);
+    protection = arena_protection(arena);
+    CHECK(protection.sealed == protection.secret && fa_arena_unseal(arena) == FA_OK && is_filled(small, 100, 1));
     CHECK(fa_arena_is_valid(arena));
     fa_arena_destroy(arena);
 }

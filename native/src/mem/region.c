@@ -266,6 +266,7 @@ static fa_status unmap_above(fa_region *region, size_t keep) {
     record->lock_wanted = record->locked;
     record->no_dump = fa_min((size_t)record->no_dump, ordinary);
     record->wipe_on_fork = fa_min((size_t)record->wipe_on_fork, ordinary);
+    record->sealed = fa_min((size_t)record->sealed, keep);
     region->secret = secret;
     record->secret = record->no_fork = secret;
     region->committed = keep;

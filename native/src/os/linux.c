@@ -129,6 +129,8 @@ static int linux_reserve_at(void *address, size_t size) {
 /*
  * A file for each piece: the mapping keeps it, so no descriptor stays open for others to inherit or to close. Mapped
  * elsewhere and then moved: a MAP_FIXED that the limit forbids was seen to leave a hole where the reservation had been.
+ * A child that another thread forks meanwhile has the file, or the first mapping: nothing makes those private from birth, and
+ * a lock that fork handlers take would have to come after all those that are held here (docs/secrets.md).
  */
 static int linux_map_secret(void *address, size_t size) {
     int caller_errno = errno, error = 0;
