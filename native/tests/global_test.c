@@ -569,6 +569,31 @@ TEST(a_page_may_have_64_kib) {
     CHECK(end.exit_status == 0);
 }
 
+static uint64_t pretended_time;
+static uint64_t pretend_time(void) { return pretended_time; }
+
+/* Cached just before 32 bits of milliseconds are full. */
+static int outlive_32_bits(void *unused) {
+    (void)unused;
+    fa_os os = *fa_os_platform();
+    os.milliseconds = pretend_time;
+    fa_global_start(&os);
+    pretended_time += ((uint64_t)1 << 32) - 5000;
+    fa_global_free(got(fa_global_alloc(3 * MIB)));
+    CHECK(stats_now().large_cached >= 3 * MIB);
+    pretended_time += 70000;
+    CHECK(fa_global_trim(false));
+    CHECK(stats_now().large_cached == 0);
+    return 0;
+}
+
+TEST(cached_blocks_grow_old_after_49_days_too) {
+    SKIP_IF(fastalloc_malloc_stats.started, "the heap has begun: run this test alone");
+    const child_end end = run_in_child(outlive_32_bits, NULL);
+    if (end.exit_status != 0) printf("# exit %d, signal %d: %s\n", end.exit_status, end.signal, end.errors);
+    CHECK(end.exit_status == 0);
+}
+
 /* ---- zero on free, foreign pointers ------------------------------------------------------------------------------- */
 
 TEST(zero_on_free_leaves_nothing) {

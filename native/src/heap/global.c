@@ -230,7 +230,7 @@ static inline void ensure_begun(void) {
 
 void fa_global_start(const fa_os *os) { begin_once(os); }
 
-size_t fa_global_now(void) { return (size_t)(global.os->milliseconds() - global.started_at); }
+uint64_t fa_global_now(void) { return global.os->milliseconds() - global.started_at; }
 
 void fa_global_note_peak(void) {
     size_t held = FA_COUNTED(pages_live) + FA_COUNTED(large_bytes);
@@ -620,7 +620,7 @@ static void thread_ends(void *memory) {
 
 static void now_and_then(void) {
     uint32_t decay = fa_the_options.decay;
-    if (decay != 0 && fa_global_now() - LOAD(global.trimmed_at) >= decay / TRIM_PARTS + 1) (void)fa_global_trim(false);
+    if (decay != 0 && (size_t)fa_global_now() - LOAD(global.trimmed_at) >= decay / TRIM_PARTS + 1) (void)fa_global_trim(false);
 }
 
 void fa_global_now_and_then(void) { now_and_then(); }
@@ -1006,14 +1006,14 @@ void fa_global_make_way(size_t room) {
 
 bool fa_global_trim(bool all) {
     ensure_begun();
-    size_t now = fa_global_now();
-    STORE(global.trimmed_at, now);
+    const uint64_t now = fa_global_now();
+    STORE(global.trimmed_at, (size_t)now);
     if (atomic_exchange_explicit(&global.trim_lock.held, 1, memory_order_acquire) != 0) {
         if (!all) return false; /* somebody is at it */
         fa_lock_wait(&global.trim_lock, global.os);
     }
-    if (all || now - LOAD(global.scavenged_at) >= fa_the_options.decay) {
-        STORE(global.scavenged_at, now);
+    if (all || (size_t)now - LOAD(global.scavenged_at) >= fa_the_options.decay) {
+        STORE(global.scavenged_at, (size_t)now);
         fa_heap *heap = mine();
         if (heap != NULL && all) {
             fa_lock_take(&heap->lock, global.os);

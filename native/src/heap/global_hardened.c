@@ -25,7 +25,8 @@
  * (never used, zero), FREE (zero but for the word), BUSY (on its way between two), or the size + LIVE. A large block is in the
  * table, or held, or on its way.
  * Thread rule: any. A thread's heap is its own, or locked, while its vault changes; the lock here is held while a large block changes hands,
- * none while a block is looked at, so a fork finds nothing half done but blocks that are BUSY. Reports are made without a lock.
+ * none while a block is looked at, so a fork finds nothing half done but blocks that are BUSY. Reports are made without a lock,
+ * but that of a span that goes: with those of whoever gives it back.
  * Cost: a malloc and a free read and write the whole block once; one atomic operation; from 4 MiB on, two system calls.
  */
 #include "global_parts.h"
@@ -1051,7 +1052,7 @@ void *fa_hardened_realloc(fa_heap *heap, void *block, size_t size) {
     return moved;
 }
 
-void fa_hardened_purge(size_t now, bool all) {
+void fa_hardened_purge(uint64_t now, bool all) {
     (void)release_held(now, all ? 0 : HELD, all ? 0 : fa_the_options.cache_limit, fa_the_options.decay);
 }
 

@@ -321,14 +321,14 @@ void *fa_large_realloc(void *block, size_t old_room, size_t size) {
     return shrink(block, old_room, room);
 }
 
-void fa_large_purge(size_t now, size_t keep) {
+void fa_large_purge(uint64_t now, size_t keep) {
     fa_evicted evicted;
     evicted.count = 0;
     uint32_t decay = fa_the_options.decay;
     lock();
     if (decay != 0 && now - large.period_at >= decay) {
         size_t live = FA_COUNTED(large_bytes);
-        large.last_peak = now - large.period_at >= 2 * (size_t)decay ? live : large.period_peak;
+        large.last_peak = now - large.period_at >= 2 * (uint64_t)decay ? live : large.period_peak;
         large.period_peak = live;
         large.period_at = now;
     }

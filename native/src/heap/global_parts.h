@@ -127,7 +127,7 @@ typedef struct fa_global {
     bool has_key;
     unsigned key;
     uint64_t started_at;
-    atomic_size_t trimmed_at, scavenged_at; /* milliseconds since started_at */
+    atomic_size_t trimmed_at, scavenged_at; /* milliseconds since started_at; with 32 bits they wrap */
     atomic_size_t made_way; /* bytes of free pages that went for large blocks so far */
     fa_large large;
     const fa_os *os;
@@ -146,7 +146,7 @@ extern fa_global_options fa_the_options; /* apart: a process that only starts to
 void fa_global_note_peak(void);
 
 /* Milliseconds since the start. */
-size_t fa_global_now(void);
+uint64_t fa_global_now(void);
 
 void fa_large_configure(size_t cache_limit, uint32_t decay, bool huge_pages);
 /* Null if there is no memory. `alignment` is a power of two, `zeroed` asks for zeros in the first `size` bytes. */
@@ -157,7 +157,7 @@ bool fa_large_free(void *block);
 size_t fa_large_usable_size(const void *block);
 /* Another size at this or another place; null leaves the block as it was: copy it. */
 void *fa_large_realloc(void *block, size_t old_room, size_t size);
-void fa_large_purge(size_t now, size_t keep);
+void fa_large_purge(uint64_t now, size_t keep);
 /* More pages of the range are in use than before: cached blocks may have to go for them. */
 void fa_large_make_way(void);
 /* The other way round: `room` bytes are about to be mapped, and free pages of the range may have to go for them. */
@@ -186,7 +186,7 @@ void fa_hardened_free(fa_heap *heap, void *block, size_t size);
 void *fa_hardened_realloc(fa_heap *heap, void *block, size_t size);
 size_t fa_hardened_usable_size(const void *block);
 bool fa_hardened_owns(const void *block);
-void fa_hardened_purge(size_t now, bool all);
+void fa_hardened_purge(uint64_t now, bool all);
 /* With the lock of the heap: its thread stays away from the bins until `resume`. False if the system refuses the fence. */
 bool fa_hardened_halt(fa_heap *heap);
 void fa_hardened_resume(fa_heap *heap);
