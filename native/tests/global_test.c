@@ -884,6 +884,35 @@ TEST(fork_with_other_threads_allocating) {
     CHECK(fa_global_is_valid());
 }
 
+static int look_for_busy_runs(void *unused) {
+    (void)unused;
+    fa_global_fork_child();
+    const fa_pages *pages = &fa_the_heap.pages;
+    for (uint32_t first = pages->start; first < pages->fresh; first += pages->run[first].length)
+        CHECK(pages->run[first].kind != FA_RUN_BUSY);
+    CHECK(fa_global_is_valid());
+    return 0;
+}
+
+TEST(a_child_keeps_the_pages_that_another_thread_was_giving_back) {
+    begin();
+    fa_pages *pages = &fa_the_heap.pages;
+    void *before = got(fa_global_alloc(300000)), *block = got(fa_global_alloc(500000)), *behind = got(fa_global_alloc(300000));
+    fa_global_free(block);
+    uint32_t scan = UINT32_MAX;
+    const uint32_t first = fa_pages_oldest(pages, (uint32_t)fa_global_now(), 0, &scan);
+    CHECK(first != 0);
+    fa_global_free(before); /* neighbours that the child merges it with */
+    fa_global_free(behind);
+    fa_global_fork_prepare();
+    const child_end end = run_in_child(look_for_busy_runs, NULL);
+    fa_global_fork_parent();
+    fa_pages_settle(pages, first, false);
+    CHECK(end.exit_status == 0);
+    (void)fa_global_trim(true);
+    CHECK(fa_global_is_valid());
+}
+
 /* ---- runs of pages, on their own ---------------------------------------------------------------------------------- */
 
 TEST(runs_of_pages_tile_the_range_whatever_is_done) {

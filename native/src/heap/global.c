@@ -1094,6 +1094,10 @@ void fa_global_fork_child(void) {
         global.idle = heap;
         FA_UNCOUNT(threads, 1);
     }
+    /* Runs that one of them was giving back, without the lock. A run that merges leaves its length where it began. */
+    for (uint32_t first = global.pages.start; first < global.pages.fresh; first += global.pages.run[first].length)
+        if (global.pages.run[first].kind == FA_RUN_BUSY) fa_pages_settle(&global.pages, first, false);
+    count_pages();
     if (LOAD(global.fences)) STORE(global.fences, global.os->fence_threads(true) == 0);
     fa_global_fork_parent();
 }
