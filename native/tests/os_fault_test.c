@@ -218,6 +218,7 @@ TEST(secret_memory_that_is_required_survives_every_fault) {
 
 /* Secret memory is refused from some time on; then the advice about ordinary memory is, once. */
 TEST(a_protection_that_was_asked_for_twice_counts_once) {
+    SKIP_IF(!has_secret_memory(), "no memfd_secret");
     const fa_os os = faulty_os(true);
     no_fault();
     const fa_region_spec spec = {.capacity = MIB, .no_dump = FA_TRY, .wipe_on_fork = FA_REQUIRE, .secret_memory = FA_TRY};
@@ -431,6 +432,25 @@ TEST(a_hardened_manager_survives_every_fault_where_commits_cost) { run_with_ever
 TEST(a_manager_survives_every_fault) { run_with_every_fault(manager_scenario, true); }
 TEST(a_manager_survives_every_fault_where_commits_cost) { run_with_every_fault(manager_scenario, false); }
 
+/* Of one mapping, and of several (what may be done with the pages differs), which older kernels cannot move at once. */
+TEST(pages_are_moved_or_stay) {
+    const fa_os *os = fa_os_platform();
+    SKIP_IF(os->move == NULL, "pages cannot be moved here");
+    const size_t page = os->page_size(), size = 8 * page;
+    for (int several = 0; several < 2; several++) {
+        void *from, *to;
+        CHECK(os->reserve(size, page, &from) == 0 && os->commit(from, size) == 0);
+        CHECK(os->reserve(size, page, &to) == 0 && os->commit(to, size) == 0);
+        fill(from, size, 1);
+        if (several) CHECK(os->protect((char *)from + 2 * page, page, FA_OS_READ) == 0);
+        errno = 77;
+        const int error = os->move(from, size, to);
+        CHECK(errno == 77 && (several || error == 0) && is_filled(error == 0 ? to : from, size, 1));
+        if (error != 0) CHECK(is_zero(to, size) && os->release(from, size) == 0);
+        CHECK(os->release(to, size) == 0);
+    }
+}
+
 /* A manager whose large block moves its pages while another thread (here: the system) fills the table. */
 static struct {
     fa_manager *manager;
@@ -608,6 +628,7 @@ TEST(addresses_run_out_with_an_error) {
 }
 
 TEST(a_page_may_have_64_kib) {
+    SKIP_IF(!fa_os_platform()->traps, "pages have 64 KiB here, and are never closed");
     for (int lazy = 0; lazy < 2; lazy++) {
         const fa_os os = faulty_os(lazy != 0);
         no_fault();

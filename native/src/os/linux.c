@@ -21,6 +21,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/resource.h>
@@ -152,12 +153,40 @@ static int linux_map_secret(void *address, size_t size) {
     return error;
 }
 
+/* Whether this kernel moves several mappings at once, as Linux does from 6.17 on. Asked once, with two pages of our own. */
+static bool moves_several(void) {
+    static _Atomic int known; /* 1: yes, 2: no */
+    if (known == 0) {
+        size_t page = linux_page_size();
+        char *pair = mmap(NULL, 4 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (pair == MAP_FAILED) return false;
+        bool two = mprotect(pair, page, PROT_READ | PROT_WRITE) == 0;
+        bool moved = two && mremap(pair, 2 * page, 2 * page, MREMAP_MAYMOVE | MREMAP_FIXED, pair + 2 * page) != MAP_FAILED;
+        (void)munmap(moved ? pair + 2 * page : pair, 2 * page); /* the other two have gone with the move, or the attempt */
+        if (!two) (void)munmap(pair + 2 * page, 2 * page);
+        else known = moved ? 1 : 2;
+    }
+    return known == 1;
+}
+
+/* Asks it to grow over the main stack, which changes nothing: the errors differ. */
+static bool is_one_mapping(void *address, size_t size) {
+    size_t page = linux_page_size();
+    uintptr_t start = (uintptr_t)address, stack = getauxval(AT_RANDOM) & ~(uintptr_t)(page - 1);
+    return stack > start && mremap(address, size, stack - start + page, 0) == MAP_FAILED && errno != EFAULT;
+}
+
+/*
+ * Older kernels refuse to move several mappings, but have unmapped the destination by then: a hole, in which another thread may
+ * map something before it is closed. So it is not tried there.
+ */
 static int linux_move(void *address, size_t size, void *to) {
-    int caller_errno = errno;
-    int error = mremap(address, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED ? errno : 0;
-    /* Older kernels refuse what was mapped in two pieces, and have unmapped the destination by then. */
-    if (error != 0)
-        (void)mmap(to, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+    int caller_errno = errno, error = EFAULT;
+    if (is_one_mapping(address, size) || moves_several()) {
+        error = mremap(address, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED ? errno : 0;
+        if (error != 0) /* out of memory: the destination may be gone all the same */
+            (void)mmap(to, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+    }
     errno = caller_errno;
     return error;
 }
