@@ -297,8 +297,8 @@ FA_API fa_status fa_arena_reset(fa_arena *arena);
 FA_API fa_status fa_arena_wipe(fa_arena *arena);
 
 /*
- * Seals the arena: from now on a touch of any of its blocks (FA_SEAL_READ: a write) kills the process, in every thread. Blocks
- * that came from malloc because it was full stay open.
+ * Seals the arena: from now on a touch of any of its blocks (FA_SEAL_READ: a write) kills the process, in every thread, also one
+ * that is copying a block inside of realloc, or zeroing one. Blocks that came from malloc because it was full stay open.
  * What does not touch blocks goes on: marks, statistics, trim. Freeing a block, rewind, reset, wipe and destroy open a
  * witness arena's pages for as long as it takes to zero them; allocation and realloc fail, with FA_ERR_SEALED in
  * fa_arena_last_refusal. Not for untracked scratch arenas (FA_ERR_INVALID). FA_ERR_NOMEM, and nothing changed, if
