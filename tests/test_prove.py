@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -37,12 +38,22 @@ def test_arithmetic(proof: str) -> None:
     assert "all hold, and every mutation was refuted" in run("arithmetic.py", proof)
 
 
-def test_every_proof_and_model_has_a_mutation() -> None:
+@pytest.fixture(scope="module")
+def arithmetic() -> ModuleType:
     spec = importlib.util.spec_from_file_location("arithmetic", PROVE / "arithmetic.py")
     assert spec is not None
     assert spec.loader is not None
-    arithmetic = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(arithmetic)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("file", sorted(PROVE.glob("*_proofs.c")), ids=lambda file: file.stem)
+def test_the_proofs_are_about_the_sources_as_they_are(arithmetic: ModuleType, file: Path, tmp_path: Path) -> None:
+    arithmetic.compile_with(PROVE.parent / "src", "-c", str(file), "-o", str(tmp_path / "proofs.o"))
+
+
+def test_every_proof_and_model_has_a_mutation(arithmetic: ModuleType) -> None:
     assert arithmetic.proofs().keys() == {name for name, _ in arithmetic.mutations()}
     for _, (file, old, _) in arithmetic.mutations():
         assert (PROVE.parent / "src" / file).read_text().count(old) == 1, f"{file}: {old}"

@@ -27,7 +27,7 @@ PROOF(rooms_of_large_blocks) {
         PROVED;
     }
     SHOW(room >= size && room % any_page == 0 && room % 4096 == 0);
-    const found block = {.kind = LARGE, .room = room, .size = size}, known = unpack(pack(block));
+    const manager_block block = {.kind = LARGE, .room = room, .size = size}, known = unpack(pack(block));
     SHOW(known.kind == LARGE && known.room == room && known.size == size);
     PROVED;
 }
@@ -42,7 +42,7 @@ PROOF(rooms_of_fallback_blocks) {
     ASSUME(size < MAX_LARGE_SIZE);
     const size_t room = fallback_room(size);
     SHOW(room >= size && room > 0 && room - size <= 16 && room % 16 == 0);
-    const found block = {.kind = FALLBACK, .room = room, .size = size}, known = unpack(pack(block));
+    const manager_block block = {.kind = FALLBACK, .room = room, .size = size}, known = unpack(pack(block));
     SHOW(known.kind == FALLBACK && known.room == room && known.size == size);
     PROVED;
 }
