@@ -165,4 +165,13 @@ __attribute__((unused)) static child_end run_in_child(int (*run)(void *), void *
 }
 
 #endif
+
+/* All of a test, in a process of its own. */
+static inline void passes_in_child(int (*run)(void *), void *argument) {
+    SKIP_IF(!HAS_FORK, NO_FORK);
+    const child_end end = run_in_child(run, argument);
+    if (end.exit_status != 0) printf("# exit %d, signal %d: %s\n", end.exit_status, end.signal, end.errors);
+    CHECK(end.exit_status == 0);
+}
+
 #endif

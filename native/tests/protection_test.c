@@ -380,22 +380,15 @@ static int (*const lock_require_without_any_limit_left)(void *), (*const create_
 
 #endif
 
-static void passes_in_child(int (*run)(void *)) {
-    SKIP_IF(!HAS_FORK, NO_FORK);
-    const child_end end = run_in_child(run, NULL);
-    if (end.exit_status != 0) printf("# exit %d, signal %d: %s\n", end.exit_status, end.signal, end.errors);
-    CHECK(end.exit_status == 0);
-}
-
 TEST(a_lock_that_is_tried_and_fails_shows_in_the_protection) {
     SKIP_IF(!mlock_is_real(), "the sanitizer replaces mlock");
-    passes_in_child(lock_try_beyond_the_limit);
+    passes_in_child(lock_try_beyond_the_limit, NULL);
 }
 
 TEST(a_lock_that_is_required_and_fails_is_an_error) {
     SKIP_IF(!mlock_is_real(), "the sanitizer replaces mlock");
-    passes_in_child(lock_require_beyond_the_limit);
-    passes_in_child(lock_require_without_any_limit_left);
+    passes_in_child(lock_require_beyond_the_limit, NULL);
+    passes_in_child(lock_require_without_any_limit_left, NULL);
 }
 
 TEST(trim_unlocks_what_it_gives_back) {
@@ -527,7 +520,7 @@ static int create_beyond_the_address_space(void *unused) {
 TEST(an_address_space_limit_is_met_with_an_error) {
     NOT_UNDER_AN_EMULATOR;
     SKIP_IF(UNDER_SANITIZER, "a sanitizer needs the whole address space");
-    passes_in_child(create_beyond_the_address_space);
+    passes_in_child(create_beyond_the_address_space, NULL);
 }
 
 int main(int argc, char **argv) { return tap_main(argc, argv); }

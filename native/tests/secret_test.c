@@ -39,13 +39,6 @@ static bool dies(int (*access)(void *), void *address) {
     return end.signal == SIGSEGV || end.signal == SIGBUS;
 }
 
-static void passes_in_child(int (*run)(void *), void *argument) {
-    SKIP_IF(!HAS_FORK, NO_FORK);
-    const child_end end = run_in_child(run, argument);
-    if (end.exit_status != 0) printf("# exit %d, signal %d: %s\n", end.exit_status, end.signal, end.errors);
-    CHECK(end.exit_status == 0);
-}
-
 /* Becomes somebody without privileges who may lock so many bytes. */
 static void may_lock(size_t bytes) {
 #if HAS_FORK
