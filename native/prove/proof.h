@@ -22,21 +22,22 @@
 #include <stdint.h>
 
 #define PROOF(name)                                                                                                    \
-    int prove_##name(const uint64_t *in);                                                                              \
-    static void about_##name(const uint64_t *in, uint64_t each, unsigned *broken);                                     \
-    int prove_##name(const uint64_t *in) {                                                                             \
-        unsigned broken = 0;                                                                                           \
+    uint64_t prove_##name(const uint64_t *in);                                                                         \
+    static void about_##name(const uint64_t *in, uint64_t each, uint64_t *broken);                                     \
+    uint64_t prove_##name(const uint64_t *in) {                                                                        \
+        uint64_t broken = 0;                                                                                           \
         about_##name(in + 1, in[0], &broken);                                                                          \
-        return broken == 0;                                                                                            \
+        return broken;                                                                                                 \
     }                                                                                                                  \
-    static void about_##name(const uint64_t *in, uint64_t each, unsigned *broken)
+    static void about_##name(const uint64_t *in, uint64_t each, uint64_t *broken)
 #define ANY (*in++)
 /* Each number below `count` in turn: a proof for few known values may be quick where one for an unknown is not. */
 #define EACH(count) (each)
 #define ASSUME(condition)                                                                                              \
     if (!(condition)) return
-/* A bit, not a branch: each branch doubles the paths. */
-#define SHOW(condition) (*broken |= !(condition))
+/* A bit, not a branch: each branch doubles the paths. A bit of its own, because the solver is asked for one at a time; with
+ * more than 64 the first come round again. */
+#define SHOW(condition) (*broken = (*broken << 1 | *broken >> 63) | !(condition))
 #define PROVED return
 
 #endif
