@@ -10,7 +10,6 @@ One wheel is for all of them: the module keeps to the limited API of 3.11, NumPy
 import os
 import shutil
 import subprocess
-import tarfile
 from pathlib import Path
 
 import nox
@@ -58,8 +57,7 @@ def unpacked(session: nox.Session, directory: Path) -> Path:
     place = Path(session.create_tmp()).resolve() / "place"
     shutil.rmtree(place, ignore_errors=True)
     (packed,) = directory.glob("*.tar.gz")
-    with tarfile.open(packed) as archive:
-        archive.extractall(place, filter="data")
+    shutil.unpack_archive(packed, place)
     (tree,) = place.iterdir()
     return tree
 
