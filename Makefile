@@ -162,9 +162,9 @@ fuzz: $(VENV)/.test
 	tests/needs clang
 	native/fuzz/run $(SECONDS)
 
-# Half an hour of programs over the Python API (20,000, half of them in each of two processes), longer stress, fuzzing.
+# 20,000 programs over the Python API, in two processes; longer stress, fuzzing.
 test-long: $(VENV)/.test
-	FASTALLOC_MACHINE_EXAMPLES=10000 pytest --numprocesses 2 --dist each tests/test_machine.py
+	FASTALLOC_MACHINE_EXAMPLES=20000 pytest --numprocesses 2 tests/test_machine.py
 	FASTALLOC_TEST_LONG=1 pytest tests/test_native.py -k stress
 	$(MAKE) fuzz
 

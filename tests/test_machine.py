@@ -23,11 +23,13 @@ import pytest
 from conftest import is_valid
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 import fastalloc as fa
 
 EXAMPLES = int(os.environ.get("FASTALLOC_MACHINE_EXAMPLES", "60"))
+AT_ONCE = 200
+"""Hypothesis remembers each program of a test, and each gc.collect() of the next looks at what it remembers."""
 KINDS = ("witness", "polynomial", "scratch", "manager")
 MAX_PIECES = 60
 SIZES = st.one_of(st.integers(0, 300), st.integers(0, 9000), st.sampled_from([4096, 32768, 40000, 70000]))
@@ -612,10 +614,15 @@ class Machine(RuleBasedStateMachine):
             home.allocator.close()
 
 
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(
-    max_examples=EXAMPLES,
-    stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
-)
+@pytest.mark.parametrize("examples", [min(EXAMPLES - start, AT_ONCE) for start in range(0, EXAMPLES, AT_ONCE)])
+def test_any_program(examples: int) -> None:
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=25,
+            deadline=None,
+            derandomize=False,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+        ),
+    )
