@@ -162,7 +162,7 @@ typedef struct fa_manager_options {
     size_t block_size;               /* bytes in a block of the pool: a multiple of 16, at most 8 KiB; 128 */
     size_t pool_blocks;              /* blocks in the pool, below 2^24; 0 for none; 8192 */
     size_t large_size;               /* from this size on, blocks are mapped and cached: above 8 KiB, up to 1 GiB; 64 KiB */
-    size_t cache_limit;              /* bytes of freed blocks above 8 KiB that stay resident; 64 MiB */
+    size_t cache_limit;              /* bytes of freed blocks above 8 KiB that stay resident, more if the system refuses them; 64 MiB */
     uint32_t cache_age;              /* milliseconds after which a cached block is given back; 10,000; 0: never */
     size_t limit;                    /* bytes that live blocks may ask for, exactly; 0: no limit */
     fa_corruption_handler on_corruption;
