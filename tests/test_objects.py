@@ -281,25 +281,38 @@ def test_tracemalloc_is_on_to_the_end() -> None:
 
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_faulthandler(order: str) -> None:
+    """Both of its ways: on a fatal signal, and from its own thread.
+
+    That thread reads the frames of the others without the GIL and with every signal blocked. If they run meanwhile the
+    process may end in silence, with or without fastalloc (github.com/python/cpython/issues/131580): here they stand.
+    """
     on, handler = "fa.wipe_freed_objects()\n", "faulthandler.enable()\n"
-    first = on + handler if order == "after" else handler + on
     script = (
         CHECK
         + WORK
-        + "import ctypes, faulthandler\n"
-        + first
+        + "import ctypes, faulthandler, select\n"
+        + (on + handler if order == "after" else handler + on)
         + (
             "work(1, 1)\n"
-            "faulthandler.dump_traceback_later(0.01, exit=False)\nwork(2, 1)\n"
-            "faulthandler.cancel_dump_traceback_later()\n"
+            "faulthandler.dump_traceback_later(0.01)\nselect.select([0], [], [], 60)\n"
+            "faulthandler.cancel_dump_traceback_later()\nwork(2, 1)\n"
             "faulthandler.disable(); faulthandler.enable()\n"
             "def here(): ctypes.string_at(0)\nhere()\n"
         )
     )
-    done = run_python(script)
-    assert done.returncode != 0
-    assert "Fatal Python error: Segmentation fault" in done.stderr
-    assert "in here" in done.stderr
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stderr=pipe, text=True) as process:
+        assert process.stderr is not None
+        dump = []
+        for line in process.stderr:
+            dump.append(line)
+            if "in <module>" in line:
+                break
+        assert "".join(dump).startswith("Timeout (0:00:00.01"), dump
+        _, fatal = process.communicate("go", timeout=120)
+    assert process.returncode != 0
+    assert "Fatal Python error: Segmentation fault" in fatal
+    assert "in here" in fatal
 
 
 def test_the_end_of_the_process_is_clean() -> None:
