@@ -19,8 +19,10 @@ MAKERS: dict[str, Callable[[], fa.Arena | fa.Manager]] = {
     "scratch": lambda: fa.Scratch("8MiB", name="s"),
     "manager": lambda: fa.Manager(pool_blocks=64, name="m"),
 }
+# tests/asan/run: in this process and in those it starts.
+SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
 scans_memory = pytest.mark.skipif(
-    not Path("/proc/self/mem").exists() or "asan" in os.environ.get("LD_PRELOAD", ""),
+    not Path("/proc/self/mem").exists() or SANITIZED,
     reason="there is no /proc/PID/mem, or a sanitizer that maps terabytes",
 )
 ARENAS = ("witness", "polynomial", "scratch")

@@ -3,26 +3,22 @@
 import gc
 import importlib.util
 import multiprocessing
-import os
 import pickle
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import make_block
+from conftest import SANITIZED, make_block
 
 import fastalloc as fa
 
 Allocator = fa.Arena | fa.Manager
 
-# A JIT compiler leaks, and a sanitizer says so.
-UNDER_SANITIZER = "asan" in os.environ.get("LD_PRELOAD", "")
-
 
 def need(name: str, *, jit: bool = False) -> None:
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
-    if jit and UNDER_SANITIZER:
+    if jit and SANITIZED:  # a JIT compiler leaks, and a sanitizer says so
         pytest.skip(f"{name} compiles at run time: not under a sanitizer")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import is_valid
+from conftest import SANITIZED, is_valid
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -557,7 +557,7 @@ class Machine(RuleBasedStateMachine):
             fa.uninstall()
 
     # gcc 12's AddressSanitizer does not hold its own locks over a fork: a thread that ends meanwhile leaves them taken.
-    @precondition(lambda self: hasattr(os, "fork") and "asan" not in os.environ.get("LD_PRELOAD", ""))
+    @precondition(lambda self: hasattr(os, "fork") and not SANITIZED)
     @rule(rare=st.integers(0, 9))
     def fork(self, rare: int) -> None:
         """The child sees what the parent saw, secrets excepted, and everything works there."""

@@ -211,7 +211,10 @@ import numpy as np
 warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
 fa.wipe_freed_objects()
 arrays = [np.arange(i) for i in range(1000)]
-busy = threading.Thread(target=work, args=(1, 2))
+stop = False
+def keep_busy():  # to the end: a thread that ends may leave a lock of gcc 12's AddressSanitizer to a child
+    while not stop: work(1, 1)
+busy = threading.Thread(target=keep_busy)
 busy.start()
 for _ in range(5):
     child = os.fork()
@@ -221,6 +224,7 @@ for _ in range(5):
         assert _binding.freed_objects_are_valid()
         os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+stop = True
 busy.join()
 """
     assert works(CHECK + WORK + script + VALID) == ""

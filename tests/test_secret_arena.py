@@ -17,13 +17,12 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from conftest import SANITIZED
 
 import fastalloc as fa
 
 LINUX = sys.platform == "linux"
 PAGE = mmap.PAGESIZE
-# What the process does not have itself but its extension does: the sanitizers handle faults, and lock nothing.
-SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
 
 
 def run(program: str, *, status: int = 0) -> str:

@@ -1,9 +1,9 @@
 """The table of docs/secrets.md: the program that makes it works, and the page has its rows."""
 
-import os
 from pathlib import Path
 
 import pytest
+from conftest import scans_memory
 from operations import OPERATIONS
 from table import BEGIN, END, HEADERS, PAGE, make_secret, measure
 
@@ -25,10 +25,7 @@ def test_the_page_has_the_rows_of_the_program() -> None:
         assert cells[-1] != "none", cells[0]
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/mem").exists() or "asan" in os.environ.get("LD_PRELOAD", ""),
-    reason="there is no /proc/PID/mem, or a sanitizer that maps terabytes",
-)
+@scans_memory
 @pytest.mark.parametrize(
     ("name", "arena", "objects", "at_last"),
     [
