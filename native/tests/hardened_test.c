@@ -542,6 +542,31 @@ TEST(blocks_may_be_looked_at_while_they_are_resized) {
     CHECK(fa_global_is_valid());
 }
 
+/* Nor need the heap be there: a thread begins it. */
+static void *begin_the_heap(void *has_begun) {
+    fa_global_start(fa_os_platform());
+    atomic_store((atomic_bool *)has_begun, true);
+    return NULL;
+}
+
+static int look_while_the_heap_begins(void *unused) {
+    (void)unused;
+    static atomic_bool has_begun;
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, begin_the_heap, &has_begun) == 0);
+    while (!has_begun) {
+        fa_global_check("check at exit");
+        CHECK(!fa_global_explain(&thread) && !fa_global_owns(&thread));
+    }
+    CHECK(pthread_join(thread, NULL) == 0);
+    return 0;
+}
+
+TEST(the_heap_may_be_looked_at_while_it_begins) {
+    SKIP_IF(fastalloc_malloc_stats.started, "the heap has begun: run this test alone");
+    for (int round = 0; round < (SLOW ? 100 : 1000); round++) passes_in_child(look_while_the_heap_begins, NULL);
+}
+
 static int exchange_in_child(void *unused) {
     (void)unused;
     if (!UNDER_TSAN) exchange_on_threads(); /* which cannot make threads in a child of a program that had some */

@@ -211,7 +211,7 @@ static void begin(const fa_os *os) {
     global.has_key = os->make_exit_key != NULL && os->make_exit_key(thread_ends, &global.key) == 0;
     FA_COUNT(reserved, global.pages.bytes);
     STORE(fastalloc_malloc_stats.central, global.central);
-    STORE(fastalloc_malloc_stats.started, 1);
+    atomic_store_explicit(&fastalloc_malloc_stats.started, 1, memory_order_release);
 }
 
 /* No lock, and nothing in `begin` allocates: a second thread only waits until the first is through. */
@@ -855,6 +855,7 @@ FA_HOT void fa_global_free(void *block) { free_any(block, FA_ANY_SIZE); }
 FA_HOT void fa_global_free_sized(void *block, size_t size) { free_any(block, size); }
 
 bool fa_global_owns(const void *block) {
+    if (!fa_has_begun()) return false;
     return fa_is_hardened() ? fa_hardened_owns(block) : fa_is_in_range(block) || fa_large_usable_size(block) != 0;
 }
 

@@ -1110,8 +1110,8 @@ void fa_global_check(const char *call) {
     fa_fault fault = FA_FAULT_NOT_LIVE;
     const void *wrong = NULL;
     const fa_pages *pages = &fa_the_heap.pages;
+    if (!fa_has_begun() || !fa_is_hardened()) return;
     /* A signal handler that ends the process may have interrupted malloc: better no look than no end. */
-    if (!fa_is_hardened()) return;
     if (take_soon(&fa_the_heap.pages_lock)) {
         for (uint32_t first = pages->start; first < pages->fresh && wrong == NULL; first += pages->run[first].length)
             if (pages->run[first].kind == FA_RUN_SPAN) wrong = first_wrong(first, &fault);

@@ -175,6 +175,11 @@ void *fa_global_no_memory(void);
 
 #define FA_ANY_SIZE SIZE_MAX
 
+/* Else another thread may be making the heap: what is not atomic in it is not to be looked at. */
+static inline bool fa_has_begun(void) {
+    return atomic_load_explicit(&fastalloc_malloc_stats.started, memory_order_acquire) != 0;
+}
+
 static inline bool fa_is_hardened(void) { return atomic_load_explicit(&fa_the_heap.hardened, memory_order_relaxed); }
 
 /* After the range was reserved, and before anything else. */
