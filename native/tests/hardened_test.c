@@ -564,7 +564,8 @@ static int look_while_the_heap_begins(void *unused) {
 
 TEST(the_heap_may_be_looked_at_while_it_begins) {
     SKIP_IF(fastalloc_malloc_stats.started, "the heap has begun: run this test alone");
-    for (int round = 0; round < (UNDER_VALGRIND ? 3 : SLOW ? 100 : 1000); round++) passes_in_child(look_while_the_heap_begins, NULL);
+    const int rounds = UNDER_VALGRIND ? 3 : SLOW ? 100 : 1000;
+    for (int i = 0; i < rounds; i++) passes_in_child(look_while_the_heap_begins, NULL);
 }
 
 static int exchange_in_child(void *unused) {

@@ -171,14 +171,14 @@ uint32_t fa_global_gather(fa_heap *heap, uint32_t class, uint32_t pending);
 void fa_global_now_and_then(void);
 void *fa_global_no_memory(void);
 
-/* ---- hardened ------------------------------------------------------------------------------------------------------ */
-
-#define FA_ANY_SIZE SIZE_MAX
-
 /* Else another thread may be making the heap: what is not atomic in it is not to be looked at. */
 static inline bool fa_has_begun(void) {
     return atomic_load_explicit(&fastalloc_malloc_stats.started, memory_order_acquire) != 0;
 }
+
+/* ---- hardened ------------------------------------------------------------------------------------------------------ */
+
+#define FA_ANY_SIZE SIZE_MAX
 
 static inline bool fa_is_hardened(void) { return atomic_load_explicit(&fa_the_heap.hardened, memory_order_relaxed); }
 
